@@ -1,0 +1,34 @@
+# make run | test | check | install     variables: ARGS, VENV, GPU, PYTHON
+PYTHON ?= python3
+VENV ?= .venv
+GPU ?= $(if $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep GPU),1,0)
+FAISS := $(if $(filter 1,$(GPU)),gpu,cpu)
+OTHER_FAISS := $(if $(filter 1,$(GPU)),cpu,gpu)
+ARGS ?= dataset=demo
+TORCH := $(shell grep '^torch==' constraints.txt)
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
+STAMP := $(VENV)/.installed-$(FAISS)
+
+.PHONY: run test check install
+
+run: install
+	$(VENV)/bin/python -m balance.run $(ARGS)
+
+test: install
+	$(VENV)/bin/python -m pytest -q -n 2
+
+check: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is %s: make PYTHON=/path/to/python3.11" % sys.version.split()[0])'
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) -m venv failed: on Debian and Ubuntu, apt-get install python3-venv" >&2; exit 1; }
+	$(PIP) install $(TORCH)
+	@rm -f $(VENV)/.installed-*
+	@$(PIP) uninstall --yes faiss-$(OTHER_FAISS) 2>/dev/null || true  # both builds own the same folder: never both
+	$(PIP) install --constraint constraints.txt --editable '.[$(FAISS),dev]'
+	@touch $@

@@ -1,0 +1,157 @@
+"""The training sets that the probe compares, and what leaves each of them with a held-out seed.
+
+In: label sets, each seed's neighbours, fold numbers; out: `Arm`s, pool rows beside the seeds. Every selection rule has
+size-matched draws: uniform, and (asked for) with the same label sets. A pool row leaves the training side of a fold if
+only seeds of that fold chose it; a draw loses as many rows in each fold as the arm it is matched to, so that the sizes
+match in every fold too. Price: in a fold the draws lose rows that have nothing to do with its seeds.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from balance.records import Int32, Int64, Labels
+
+Int8 = npt.NDArray[np.int8]
+
+SEEDS, NEIGHBOURS, RANDOM, STRATIFIED = "seeds", "neighbours", "random", "stratified"
+POOL, POOL_WEIGHTED, RUN = "pool", "pool_weighted", "run"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Arm:
+    """One training set: all seeds and these pool rows.
+
+    rule: SEEDS … RUN; name: of a run, or of the arm that a draw is matched to, else the rule; k: neighbours a seed (of
+    the matched arm too); rows: (m,) int64 ascending; leaves: (m,) int8 fold whose training side lacks the row, −1:
+    none; draw: number of a draw; weighted: rows and seeds weigh by the rarity of their labels.
+    """
+
+    rule: str
+    name: str
+    k: int | None
+    rows: Int64
+    leaves: Int8
+    draw: int | None = None
+    weighted: bool = False
+
+    @property
+    def title(self) -> str:
+        """For tables and progress: `neighbours k=10`, `random k=10 draw 2`."""
+        words = [self.name if self.rule == RUN else self.rule.replace("_", ", ")]
+        if self.rule in (RANDOM, STRATIFIED) and self.name != NEIGHBOURS:
+            words.append(f"as {self.name}")
+        if self.k is not None:
+            words.append(f"k={self.k}")
+        if self.draw is not None:
+            words.append(f"draw {self.draw + 1}")
+        return " ".join(words)
+
+
+def fold_seeds(labels: Labels, groups: Int64, num_folds: int, rng: np.random.Generator) -> Int64:
+    """The fold of each seed, (S,) int64: clips of one group together, rare labels spread over the folds.
+
+    Groups are dealt out in turn, ordered by their rarest label (then at random), so that a label of m ≥ num_folds
+    groups is in every fold wherever it is the rarest of its clips.
+    """
+    counts = labels.counts()
+    sizes = labels.sizes()
+    rarest = np.full(len(labels), len(counts), dtype=np.int64)  # clips without labels: last
+    order = np.argsort(counts, kind="stable")
+    rank = np.empty(len(counts), dtype=np.int64)
+    rank[order] = np.arange(len(counts))
+    if len(labels.codes):
+        filled = np.flatnonzero(sizes)
+        rarest[filled] = np.minimum.reduceat(rank[labels.codes], labels.offsets[filled])
+    num_groups = int(groups.max()) + 1
+    group_rarest = np.full(num_groups, len(counts), dtype=np.int64)
+    np.minimum.at(group_rarest, groups, rarest)
+    dealt = np.lexsort((rng.permutation(num_groups), group_rarest))
+    fold = np.empty(num_groups, dtype=np.int64)
+    fold[dealt] = np.arange(num_groups) % num_folds
+    return fold[groups]
+
+
+def leaving(chosen: Int32 | Int64, folds: Int64, rows: Int64) -> Int8:
+    """The fold each of `rows` leaves with: the one fold that holds all seeds which chose it, else −1.
+
+    chosen: (S, K) pool rows of each seed's neighbours (−1: none); folds: (S,); a row that nobody chose never leaves.
+    """
+    fold_of = np.repeat(folds, chosen.shape[1])
+    flat = chosen.ravel()
+    fold_of, flat = fold_of[flat >= 0], flat[flat >= 0]
+    size = int(max(rows.max(initial=-1), flat.max(initial=-1))) + 1
+    first, last = np.full(size, 127, dtype=np.int8), np.full(size, -1, dtype=np.int8)
+    np.minimum.at(first, flat, fold_of.astype(np.int8))
+    np.maximum.at(last, flat, fold_of.astype(np.int8))
+    return np.where(first[rows] == last[rows], last[rows], -1).astype(np.int8)
+
+
+def neighbours(chosen: Int32 | Int64, folds: Int64, k: int) -> Arm:
+    """Seeds + the union of the first k neighbours of every seed; chosen: (S, K ≥ k) pool rows, best first, −1: none."""
+    top = chosen[:, :k]
+    rows = np.unique(top[top >= 0]).astype(np.int64)
+    return Arm(NEIGHBOURS, NEIGHBOURS, k, rows, leaving(top, folds, rows))
+
+
+def _dealt(rows: Int64, like: Arm, rng: np.random.Generator) -> tuple[Int64, Int8]:
+    """A draw's rows in ascending order, as many of them leaving with each fold as of `like`'s."""
+    leaves = rng.permutation(like.leaves)
+    order = np.argsort(rows, kind="stable")
+    return rows[order], leaves[order]
+
+
+def random_draws(like: Arm, num_pool: int, num_draws: int, seed: int) -> Iterator[Arm]:
+    """As many pool rows as `like` has, uniformly without replacement, `num_draws` times.
+
+    Draw d takes the head of one permutation whatever the size: the draws of different k are nested, so that their
+    differences are not noise of the drawing.
+    """
+    for draw in range(num_draws):
+        permutation = np.random.default_rng([seed, 1, draw]).permutation(num_pool)
+        rng = np.random.default_rng([seed, 2, draw, len(like.rows)])
+        rows, leaves = _dealt(permutation[: len(like.rows)].astype(np.int64), like, rng)
+        yield Arm(RANDOM, like.name, like.k, rows, leaves, draw)
+
+
+def stratified_draws(like: Arm, pool_labels: Labels, num_draws: int, seed: int) -> Iterator[Arm]:
+    """As many pool rows as `like` has of every label set: what is left of its gain is not the choice of labels.
+
+    Clips of `like` may be drawn again (where it holds all clips of a label set they must be).
+    """
+    stratum = label_sets(pool_labels)
+    wanted = np.bincount(stratum[like.rows], minlength=int(stratum.max(initial=0)) + 1)
+    for draw in range(num_draws):
+        rng = np.random.default_rng([seed, 3, draw, len(like.rows)])
+        shuffled = rng.permutation(len(stratum))
+        shuffled = shuffled[np.argsort(stratum[shuffled], kind="stable")]
+        ordered = stratum[shuffled]
+        place = np.arange(len(ordered)) - np.searchsorted(ordered, ordered)  # place within its own stratum
+        rows, leaves = _dealt(shuffled[place < wanted[ordered]].astype(np.int64), like, rng)
+        yield Arm(STRATIFIED, like.name, like.k, rows, leaves, draw)
+
+
+def label_sets(labels: Labels) -> Int64:
+    """The number of each clip's label set, (n,) int64: equal where two clips have the same labels in any order."""
+    row = np.repeat(np.arange(len(labels)), labels.sizes())
+    ordered = labels.codes[np.lexsort((labels.codes, row))].astype("<i4").tobytes()
+    bounds = (labels.offsets * 4).tolist()
+    seen: dict[bytes, int] = {}
+    keys = (ordered[a:b] for a, b in itertools.pairwise(bounds))
+    return np.fromiter((seen.setdefault(key, len(seen)) for key in keys), dtype=np.int64, count=len(labels))
+
+
+def whole_pool(num_pool: int, *, weighted: bool) -> Arm:
+    """Seeds + every pool clip; weighted: the mean over the clips is weighted by VIP-ANT's sampling weights."""
+    rule = POOL_WEIGHTED if weighted else POOL
+    rows = np.arange(num_pool, dtype=np.int64)
+    return Arm(rule, rule, None, rows, np.full(num_pool, -1, dtype=np.int8), weighted=weighted)
+
+
+def seeds_alone() -> Arm:
+    return Arm(SEEDS, SEEDS, None, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int8))

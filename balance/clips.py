@@ -1,0 +1,340 @@
+"""VIP-ANT index files in: JSON lines -> one `Index` of columns, and the weights that training reads beside them.
+
+The lines are kept byte for byte (unknown keys survive) and only five keys are read. Arrow's JSON reader does that
+for two million lines in seconds; it knows neither which line is wrong nor that a line holds two records, so a block
+that it refuses, or whose records are not one a line, is read again line by line with `json`, which names the line.
+The price: two readers of one format, held together by a test. Format: VIP-ANT's `src_*.csv`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json
+
+from balance.records import Float64, Index, Int64, Labels, UserError, duplicate_ids
+
+BLOCK_BYTES = 64 << 20
+NUM_NAMED = 5  # names in a message: enough to find the cause
+
+_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("dir", pa.string()),
+        ("aclip", pa.list_(pa.string())),
+        ("clip", pa.list_(pa.string())),
+        ("labels", pa.list_(pa.string())),
+    ]
+)
+_SEGMENT_LINE = re.compile(rb'[\w-]{11}, *[\d.]+, *[\d.]+, *"')
+_NOT_AN_INDEX = re.compile(r"_weight$|^ids_|^class_labels_indices$|^augmented_k\d+$")
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class NoSuchIndex(UserError):
+    """There is no file for a split: of the eval list this is only worth a warning."""
+
+
+def resolve(root: Path, value: str) -> Path:
+    """The file that `dataset.balanced` and its like mean.
+
+    A bare name X means src_X.csv, else src_full_X.csv, else X.csv under `root`; a value with a slash or ending in
+    `.csv` is a path, relative to the working directory. NoSuchIndex where there is no such file: names the indexes
+    that are there.
+    """
+    if "/" in value or value.endswith(".csv"):
+        path = Path(value)
+        if path.is_file():
+            return path
+        raise NoSuchIndex(f"{path}: no such index file. {indexes_there(path.parent)}")
+    for name in (f"src_{value}.csv", f"src_full_{value}.csv", f"{value}.csv"):
+        if (root / name).is_file():
+            return root / name
+    raise NoSuchIndex(
+        f"no index {value!r} under {root} (looked for src_{value}.csv, src_full_{value}.csv, {value}.csv). "
+        f"{indexes_there(root)}"
+    )
+
+
+def indexes_there(root: Path, suffixes: tuple[str, ...] = (".csv",)) -> str:
+    """One sentence that lists the index files in a folder, for messages."""
+    if not root.is_dir():
+        return f"There is no folder {root}."
+    names = [p.name for p in root.iterdir() if p.suffix in suffixes and not _NOT_AN_INDEX.search(p.stem)]
+    if not names:
+        return f"There is no index in {root}: python -m balance.index makes one."
+    names.sort(key=lambda name: (not name.startswith("src_"), name))
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return f"There are: {', '.join(names[:12])}{more}."
+
+
+def index_weights(labels: Labels) -> Float64:
+    """The sampling weight of each clip, (n,) float64: the sum of 1000 / (count(label) + 1) over its labels.
+
+    Counts are taken over these n clips; the sum goes in the record's order. Source: VIP-ANT's
+    `src_unbalanced_train_segments_weight.csv`.
+    """
+    return label_sums(labels, (1000.0 / (labels.counts() + 1.0)).astype(np.float64))
+
+
+def label_sums(labels: Labels, per_label: Float64) -> Float64:
+    """The sum of a value a label (len(names),) over each clip's labels, added in the record's order: (n,) float64."""
+    rows = np.repeat(np.arange(len(labels)), labels.sizes())
+    # Without labels anywhere numpy's bincount gives integers.
+    return np.bincount(rows, weights=per_label[labels.codes], minlength=len(labels)).astype(np.float64)
+
+
+def read_index(path: Path) -> Index:
+    """A VIP-ANT index as columns, in the order of its lines. UserError names the file, the line and what is wrong.
+
+    CRLF line ends and a missing last line end are tolerated: `Index.lines` holds the records without them.
+    """
+    data = _read_bytes(path)
+    _refuse_other_files(path, data)
+    starts, size = _strip_line_ends(data)
+    num_lines = len(starts)
+    if num_lines == 0:
+        raise UserError(f"{path}: empty index: no line in it")
+    ends = np.append(starts[1:], size)
+    tables = [_parse(path, data, starts, ends, rows) for rows in _blocks(starts, size)]
+    table = pa.concat_tables(tables).combine_chunks()
+    audio_key = _audio_key(path, table)
+    index = Index(
+        file=str(path),
+        ids=_column(table, "id"),
+        paths=_paths(path, table, audio_key),
+        labels=labels_from_lists(_column(table, "labels")),
+        lines=pa.LargeBinaryArray.from_buffers(
+            pa.large_binary(), num_lines, [None, pa.py_buffer(np.append(starts, size)), pa.py_buffer(data[:size])]
+        ),
+        audio_key=audio_key,
+    )
+    refuse_duplicates(str(path), index.ids)
+    return index
+
+
+def refuse_duplicates(where: str, ids: Any) -> None:
+    """UserError that names the ids which occur more than once."""
+    twice = duplicate_ids(ids)
+    if twice:
+        more = f" and {len(twice) - NUM_NAMED} more" if len(twice) > NUM_NAMED else ""
+        raise UserError(f"{where}: ids that occur more than once: {', '.join(twice[:NUM_NAMED])}{more}")
+
+
+def _read_bytes(path: Path) -> Bytes:
+    try:
+        size = path.stat().st_size
+        data = np.empty(size, dtype=np.uint8)
+        with path.open("rb") as file:
+            got = file.readinto(data.data) if size else 0
+    except FileNotFoundError:
+        raise NoSuchIndex(f"{path}: no such index file. {indexes_there(path.parent)}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read as an index: {error.strerror}") from None
+    return data[:got]
+
+
+def _refuse_other_files(path: Path, data: Bytes) -> None:
+    head = data[:4096].tobytes()
+    first = head.splitlines()[0] if head else b""
+    if head.startswith(codecs.BOM_UTF8):
+        raise UserError(f"{path}: begins with a byte order mark; write it as plain UTF-8 (tail -c +4 FILE)")
+    if first.startswith(b"#") or _SEGMENT_LINE.match(first):
+        raise UserError(
+            f"{path}: an official segment list, not an index. Make the index with python -m balance.index "
+            f"index.segments={path} index.media=MEDIA index.out=FOLDER, or say dataset.format=segments"
+        )
+
+
+def _strip_line_ends(data: Bytes) -> tuple[Int64, int]:
+    """Closes the gaps of LF and CRLF in place. Returns each line's start (n,) int64 and the total size in bytes."""
+    starts: list[Int64] = []
+    read = write = 0
+    begin = 0  # start of the current line among the bytes written
+    while read < len(data):
+        block = data[read : read + BLOCK_BYTES]
+        while block[-1] == 0x0D and read + len(block) < len(data):
+            block = data[read : read + len(block) + 1]  # a CR stays with its LF
+        newline = block == 0x0A
+        drop = newline.copy()
+        drop[:-1] |= (block[:-1] == 0x0D) & newline[1:]
+        ends = np.flatnonzero(newline)
+        kept_before = ends + 1 - np.cumsum(drop)[ends]
+        starts.append(np.concatenate([[begin], write + kept_before]).astype(np.int64)[:-1])
+        if len(ends):
+            begin = write + int(kept_before[-1])
+        kept = block[~drop]
+        read += len(block)
+        data[write : write + len(kept)] = kept
+        write += len(kept)
+    if write > begin:  # a last line without a line end
+        starts.append(np.array([begin], dtype=np.int64))
+    return (np.concatenate(starts) if starts else np.empty(0, dtype=np.int64)), write
+
+
+def _blocks(starts: Int64, size: int) -> Iterator[range]:
+    first = 0
+    while first < len(starts):
+        stop = int(np.searchsorted(starts, min(int(starts[first]) + BLOCK_BYTES, size)))
+        stop = max(first + 1, stop)
+        yield range(first, stop)
+        first = stop
+
+
+def _parse(path: Path, data: Bytes, starts: Int64, ends: Int64, rows: range) -> Any:
+    """The table of these lines."""
+    at, to = starts[rows.start : rows.stop], ends[rows.start : rows.stop]
+    # A line with two records would go unseen if another record spread over two lines; no such record has all its
+    # lines begin with { and end with }, for a } directly before a { is no JSON.
+    if (at < to).all() and (data[at] == 0x7B).all() and (data[to - 1] == 0x7D).all():
+        lengths = to - at
+        spread = np.full(int(lengths.sum()) + len(rows), 0x0A, dtype=np.uint8)
+        keep = np.ones(len(spread), dtype=np.bool_)
+        keep[np.cumsum(lengths + 1) - 1] = False
+        spread[keep] = data[at[0] : to[-1]]
+        table = _parse_fast(spread)
+        if table is not None and table.num_rows == len(rows):
+            return table
+    return _parse_line_by_line(path, [data[a:b].tobytes() for a, b in zip(at, to, strict=True)], rows.start + 1)
+
+
+def _parse_fast(block: Bytes) -> Any | None:
+    """Arrow's reading of a block of lines; None where it refuses it, where text is not UTF-8 or a list holds a null."""
+    try:
+        codecs.utf_8_decode(block.data, "strict", True)
+        table = pa.json.read_json(
+            pa.BufferReader(pa.py_buffer(block)),
+            read_options=pa.json.ReadOptions(block_size=8 << 20),
+            parse_options=pa.json.ParseOptions(explicit_schema=_SCHEMA, unexpected_field_behavior="ignore"),
+        )
+        table.validate(full=True)
+    except (pa.ArrowInvalid, UnicodeDecodeError):
+        return None
+    lists = (table.column(field.name) for field in _SCHEMA if field.type != pa.string())
+    return None if any(pc.list_flatten(column).null_count for column in lists) else table
+
+
+def _parse_line_by_line(path: Path, lines: list[bytes], first: int) -> Any:
+    columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
+    for number, line in enumerate(lines, first):
+        record = _record(f"{path} line {number}", line)
+        for name, values in columns.items():
+            values.append(record.get(name))
+    return pa.table(columns, schema=_SCHEMA)
+
+
+def _record(where: str, line: bytes) -> dict[str, Any]:
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from None
+    if not text.strip():
+        raise UserError(f"{where}: empty line; an index has one JSON object a line")
+    try:
+        record, end = json.JSONDecoder().raw_decode(text.lstrip())
+    except (json.JSONDecodeError, RecursionError) as error:
+        shown = text if len(text) <= 60 else text[:57] + "..."
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deep"
+        raise UserError(f"{where}: not JSON ({reason}): {shown!r}; an index has one JSON object a line") from None
+    rest = text.lstrip()[end:].strip()
+    if rest.startswith("{"):
+        raise UserError(f"{where}: two JSON objects in one line: a line end is missing between them")
+    if rest:
+        raise UserError(f"{where}: more than one JSON object: {rest[:40]!r} follows it")
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: a JSON {type(record).__name__}, not an object with id, dir, aclip and labels")
+    for field in _SCHEMA:
+        _check_type(where, field.name, record.get(field.name), is_list=field.type != pa.string())
+    return record
+
+
+def _check_type(where: str, key: str, value: Any, *, is_list: bool) -> None:
+    """Null counts as absent, as in the fast reading."""
+    if value is None:
+        return
+    if is_list:
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise UserError(f"{where}: {key!r} must be a list of strings, got {json.dumps(value)[:60]}")
+    elif not isinstance(value, str):
+        raise UserError(f"{where}: {key!r} must be a string, got {json.dumps(value)[:60]}")
+    for text in value if is_list else [value]:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{where}: {key!r} holds half a surrogate pair, which is no text: {text!r}") from None
+
+
+def _column(table: Any, name: str) -> Any:
+    column = table.column(name)
+    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+
+
+def _first_line(mask: Any) -> int:
+    return int(pc.index(mask, True).as_py()) + 1
+
+
+def _audio_key(path: Path, table: Any) -> str:
+    """`aclip` or `clip`. The published loader decides by the first line, so an index must agree with itself."""
+    _check_ids(path, _column(table, "id"))
+    new, old = (pc.is_valid(_column(table, name)) for name in ("aclip", "clip"))
+    neither = pc.invert(pc.or_(new, old))
+    if pc.any(neither).as_py():
+        raise UserError(f"{path} line {_first_line(neither)}: no 'aclip' (list of audio suffixes) in the record")
+    if pc.all(new).as_py():
+        return "aclip"
+    if not pc.any(new).as_py():
+        return "clip"
+    raise UserError(
+        f"{path}: line {_first_line(new)} has 'aclip', line {_first_line(pc.invert(new))} has 'clip': the published "
+        "loader decides by the first line. Use one key in the whole index"
+    )
+
+
+def _check_ids(path: Path, ids: Any) -> None:
+    absent = pc.is_null(ids)
+    if pc.any(absent).as_py():
+        raise UserError(f"{path} line {_first_line(absent)}: no 'id' in the record")
+    bad = pc.or_(pc.equal(ids, ""), pc.match_substring_regex(ids, r"[\x00-\x1f\x7f]"))
+    if pc.any(bad).as_py():
+        row = _first_line(bad)
+        raise UserError(f"{path} line {row}: {ids[row - 1].as_py()!r} is no id: empty or with control characters")
+
+
+def _paths(path: Path, table: Any, audio_key: str) -> Any:
+    """`{dir}/{key}/{id}.{aclip[0]}`; the folder has the key's name; an empty dir goes with its slash."""
+    suffixes = _column(table, audio_key)
+    empty = pc.equal(pc.list_value_length(suffixes), 0)
+    if pc.any(empty).as_py():
+        raise UserError(f"{path} line {_first_line(empty)}: {audio_key!r} is an empty list: no audio file named")
+    gold = pc.list_element(suffixes, 0)
+    folder = pc.fill_null(_column(table, "dir"), "")
+    chunk = pc.if_else(pc.equal(folder, ""), "", pc.binary_join_element_wise(folder, "", "/"))
+    name = pc.binary_join_element_wise(_column(table, "id"), gold, ".")
+    return pc.binary_join_element_wise(chunk, audio_key, "/", name, "")
+
+
+def labels_from_lists(lists: Any) -> Labels:
+    """`Labels` of an Arrow list<string> array; no list means none; a label named twice in one clip counts once."""
+    lists = pc.fill_null(lists, pa.scalar([], type=lists.type)) if lists.null_count else lists
+    sizes = pc.list_value_length(lists).to_numpy().astype(np.int64)
+    coded = pc.list_flatten(lists).dictionary_encode()
+    seen = coded.dictionary.to_pylist()
+    names = sorted(seen)
+    rank = {name: i for i, name in enumerate(names)}
+    codes = np.array([rank[name] for name in seen], dtype=np.int32)[coded.indices.to_numpy()]
+    rows = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
+    _, first = np.unique(rows * max(len(names), 1) + codes, return_index=True)
+    if len(first) < len(codes):
+        first.sort()
+        codes, sizes = codes[first], np.bincount(rows[first], minlength=len(sizes))
+    return Labels(tuple(names), np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64), codes.astype(np.int32))

@@ -1,0 +1,81 @@
+"""What all commands do at the door: one or two lines for a user's mistake, and an orderly end on a signal."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from balance.records import UserError
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_END_WITHIN_S = 8.0
+
+
+class Interrupted(BaseException):
+    """A signal asked the command to end; BaseException, so that no `except Exception` swallows it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def start(main: Callable[[], Any]) -> None:
+    """Run a command's `main()`; ends the process with 128 + signal where one came, within 10 s."""
+    for number in _SIGNALS:
+        signal.signal(number, _interrupt)
+    try:
+        with errors_for_people():
+            outputs = Path(os.environ.get("BALANCE_OUTPUTS", "outputs"))
+            try:
+                outputs.mkdir(parents=True, exist_ok=True)
+                if not os.access(outputs, os.W_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            except OSError as error:
+                raise UserError(
+                    f"the output folder {outputs} cannot be written ({error.strerror}): "
+                    "export BALANCE_OUTPUTS=/a/folder/of/yours"
+                ) from error
+        main()
+    except Interrupted as interrupted:
+        name = signal.Signals(interrupted.number).name
+        print(
+            f"\nstopped by {name}: finished parts are kept; run the same command again to go on",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(128 + interrupted.number)  # threads of a half-done part need not be waited for
+
+
+def _interrupt(number: int, _: object) -> None:
+    for other in _SIGNALS:
+        signal.signal(other, signal.SIG_IGN)  # the end has begun
+    # A call that never returns to Python would hold the exception back for ever.
+    watchdog = threading.Timer(_END_WITHIN_S, os._exit, args=(128 + number,))
+    watchdog.daemon = True
+    watchdog.start()
+    raise Interrupted(number)
+
+
+@contextlib.contextmanager
+def errors_for_people() -> Iterator[None]:
+    """Turns a user's mistake, and what the file system refuses, into one or two lines on stderr and exit status 1."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"error: {where}{error.strerror or error}. What is finished is kept: mend that, run the same command again",
+            file=sys.stderr,
+            flush=True,
+        )
+        raise SystemExit(1) from None

@@ -1,0 +1,162 @@
+"""A clip's key -> its bytes: a file under the media root, or a member of a container, read in place.
+
+The decoder processes import this, so it is standard library alone (pyarrow only where the media are parquet). Keys:
+a path relative to the media root; `shard-00012.tar: abc.flac` with its place in the tar; `train-3.parquet row 118`.
+A parquet row group is streamed forward and the last place is kept: clips come in order, so each is unpacked once a
+process; going back starts the row group anew.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
+
+PARQUET_BATCH_ROWS = 32
+_ROW = ".parquet row "
+_MEMBER = ".tar: "
+
+# What libsndfile reads by its content; the names people give such files.
+AUDIO_SUFFIXES = frozenset(
+    {
+        "aif",
+        "aifc",
+        "aiff",
+        "au",
+        "avr",
+        "caf",
+        "flac",
+        "htk",
+        "ircam",
+        "mp1",
+        "mp2",
+        "mp3",
+        "mpc",
+        "nist",
+        "oga",
+        "ogg",
+    }
+    | {"ogg", "opus", "paf", "pvf", "rf64", "sd2", "sds", "sf", "snd", "svx", "voc", "w64", "wav", "wave", "wve", "xi"}
+)
+# What download tools leave and libsndfile cannot read: worth a line of advice.
+OTHER_AUDIO_SUFFIXES = frozenset(["aac", "m4a", "mka", "mkv", "mp4", "webm", "wma"])
+
+
+def tar_key(shard: str, member: str) -> str:
+    """The key of a member of a tar shard (a path relative to the media root)."""
+    return f"{shard}: {member}"
+
+
+def parquet_key(file: str, row: int) -> str:
+    """The key of a row of a parquet file (a path relative to the media root)."""
+    return f"{file} row {row}"
+
+
+def container(format: str, path: str) -> str:
+    """The file under the media root that holds the clip with this key: for plain formats the key itself."""
+    if format == "webdataset":
+        return path[: path.index(_MEMBER) + len(".tar")]
+    if format == "parquet":
+        return path[: path.rindex(_ROW) + len(".parquet")]
+    return path
+
+
+def open_media(
+    media_root: str, format: str, path: str, offset: int, size: int, columns: Mapping[str, str]
+) -> str | BinaryIO:
+    """A path, or an open binary file to close, with the audio of the clip whose key is `path`.
+
+    format: the value of `dataset.format`; offset, size: bytes, its place in a tar (else −1); columns: names of the
+    parquet columns (`audio` is used). Raises OSError whose strerror names container and member, and no folder.
+    """
+    file = os.path.join(media_root, container(format, path))
+    if format == "webdataset":
+        return _read_member(file, path, offset, size)
+    if format == "parquet":
+        return _read_row(file, path, int(path[path.rindex(_ROW) + len(_ROW) :]), columns["audio"])
+    return file
+
+
+def _fail(path: str, why: str) -> OSError:
+    return OSError(errno.EIO, f"{os.path.basename(path)}: {why}")
+
+
+def _read_member(file: str, path: str, offset: int, size: int) -> BinaryIO:
+    try:
+        descriptor = os.open(file, os.O_RDONLY)
+    except OSError as error:
+        raise _fail(path, os.strerror(error.errno or errno.EIO)) from None
+    try:
+        data = bytearray()
+        while len(data) < size and (block := os.pread(descriptor, size - len(data), offset + len(data))):
+            data += block
+    finally:
+        os.close(descriptor)
+    if len(data) < size:
+        raise _fail(path, f"the shard is cut short ({len(data)} of {size} bytes)")
+    return io.BytesIO(data)
+
+
+class _Cursor:
+    """Forward reading of one column's bytes in one parquet file."""
+
+    def __init__(self, file: str, column: str) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._parquet = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
+        kind = self._parquet.schema_arrow.field(column).type
+        self._leaf = f"{column}.bytes" if pa.types.is_struct(kind) else column
+        self._is_struct = pa.types.is_struct(kind)
+        self._column = column
+        metadata = self._parquet.metadata
+        self._group_sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        self._group = -1
+        self._batches: Iterator[Any] = iter(())
+        self._batch: Any = None
+        self._first = self._stop = 0
+
+    def read(self, row: int) -> bytes | None:
+        group, start = 0, 0
+        while group < len(self._group_sizes) and row >= start + self._group_sizes[group]:
+            start += self._group_sizes[group]
+            group += 1
+        if group == len(self._group_sizes):
+            raise IndexError(row)
+        if group != self._group or row < self._first:
+            self._group = group
+            self._batches = self._parquet.iter_batches(PARQUET_BATCH_ROWS, row_groups=[group], columns=[self._leaf])
+            self._first = self._stop = start
+        while row >= self._stop:
+            self._batch = next(self._batches).column(0)
+            self._first, self._stop = self._stop, self._stop + len(self._batch)
+        value = self._batch[row - self._first].as_py()
+        data: bytes | None = value["bytes"] if self._is_struct and value is not None else value
+        return data
+
+    def close(self) -> None:
+        self._parquet.close()
+
+
+_cursor: tuple[tuple[str, str], _Cursor] | None = None  # of this process: the file that its clips come from now
+
+
+def _read_row(file: str, path: str, row: int, column: str) -> BinaryIO:
+    global _cursor
+    try:
+        if _cursor is None or _cursor[0] != (file, column):
+            if _cursor is not None:
+                _cursor[1].close()
+                _cursor = None
+            _cursor = ((file, column), _Cursor(file, column))
+        data = _cursor[1].read(row)
+    except (OSError, ValueError, KeyError, IndexError, StopIteration) as error:
+        _cursor = None
+        # Not Arrow's own words, which hold paths.
+        known = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else ""
+        raise _fail(path, known or f"the row cannot be read ({type(error).__name__})") from None
+    if data is None:
+        raise _fail(path, "no bytes in the row")
+    return io.BytesIO(data)

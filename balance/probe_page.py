@@ -1,0 +1,59 @@
+"""probe.html: what `findings.find` found, as one self-contained page for light and dark, keyboard and screen reader.
+
+In: the findings; out: HTML text, the same bytes for the same findings. Sentences first, figures next, then all numbers
+as tables: nothing is shown by colour alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from balance import arms, probe_figures
+
+_TEMPLATES = Path(__file__).resolve().parent / "templates"
+
+
+def render(dataset: str, found: dict[str, Any]) -> str:
+    """The page's text."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    environment.filters["figure"] = _figure
+    environment.filters["signed"] = _signed
+    environment.filters["capital"] = _capital
+    figures = {
+        "logistic": Markup(probe_figures.size_curve(found, "logistic")),
+        "knn": Markup(probe_figures.size_curve(found, "knn")),
+        "forest": Markup(probe_figures.gain_forest(found)),
+        "labels": Markup(probe_figures.label_gains(found)),
+    }
+    against_random = [r for r in found["comparisons"] if r["figure"] == "map" and r["reading"] == "logistic"]
+    return environment.get_template("probe.html").render(
+        dataset=dataset,
+        found=found,
+        figures=figures,
+        comparisons=against_random,
+        tested=sorted((x for x in found["labels"] if x["gain"] is not None), key=lambda x: (-x["gain"], x["id"])),
+        random_rule=arms.RANDOM,
+    )
+
+
+def _capital(sentence: str) -> str:
+    return sentence if sentence.startswith("mAP") else sentence[0].upper() + sentence[1:]
+
+
+def _figure(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _signed(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")

@@ -1,0 +1,54 @@
+"""`train_root/` of a run: one folder of links that VIP-ANT can train from although the data folder is read-only.
+
+VIP-ANT reads index, weights, filter and media below a single `running.data_root`. So: links to the media's chunk
+folders, to the lists and the ontology under `dataset.root`, and to this run's own files, which win where names meet.
+Data are linked by absolute path (a run may be moved, the data rarely), the run's files relative to the folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+
+RUN_FILES = ("src_", "ids_", "neighbours_")
+LIST_SUFFIXES = (".csv", ".json")
+
+
+def write_train_root(run_dir: Path, *, root: Path, media: Path, paths: Sequence[Any]) -> Path:
+    """Makes `run_dir/train_root`; call it when the run's other files are written.
+
+    root, media: `dataset.root`, `dataset.media`; paths: `Index.paths` of the splits (Arrow strings), whose first
+    folders are linked, with `frame/` beside an `aclip/` that lies in the media root itself.
+    """
+    links: dict[str, str] = {}
+    for folder in sorted(_first_folders(paths)):
+        names = (folder, "frame") if folder in ("aclip", "clip") else (folder,)
+        links |= {name: str(media.absolute() / name) for name in names if (media / name).is_dir()}
+    for file in sorted(root.iterdir()):
+        if file.name.endswith(LIST_SUFFIXES) and file.is_file():
+            links[file.name] = str(file.absolute())
+    for file in sorted(run_dir.iterdir()):
+        if file.name.startswith(RUN_FILES) and file.is_file():
+            links[file.name] = os.path.join("..", file.name)
+    made = run_dir / f"tmp-{uuid.uuid4().hex[:8]}-train_root"
+    made.mkdir()
+    for name, target in links.items():
+        (made / name).symlink_to(target)
+    final = run_dir / "train_root"
+    if final.is_dir():
+        shutil.rmtree(final)  # links, of an earlier end of this run
+    made.rename(final)
+    return final
+
+
+def _first_folders(paths: Sequence[Any]) -> set[str]:
+    found: set[str] = set()
+    for column in paths:
+        found.update(pc.unique(pc.list_element(pc.split_pattern(column, "/", max_splits=1), 0)).to_pylist())
+    return found
