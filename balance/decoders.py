@@ -93,7 +93,8 @@ class DecoderCannotStart(RuntimeError):
 
 
 class _Process:
-    """One decoder subprocess; `decode` gives its answer, or raises TimeoutError / EOFError."""
+    """One decoder subprocess; `decode` gives its answer, or raises TimeoutError / EOFError. One thread's own, but for
+    `kill`."""
 
     def __init__(self, settings: DecodeSettings, memory_fd: int) -> None:
         self._popen = subprocess.Popen(
@@ -107,11 +108,10 @@ class _Process:
         assert self._popen.stdin is not None
         assert self._popen.stdout is not None
         self._stdin, self._stdout = self._popen.stdin, self._popen.stdout
-        try:
-            self._read_until(lambda data: b"\n" in data, time.monotonic() + _START_LIMIT_S)
-        except (EOFError, TimeoutError) as error:
-            self.stop()
-            raise DecoderCannotStart("a decoder process did not start; see: python -m balance.decoders") from error
+
+    def wait_until_ready(self) -> None:
+        """Raises EOFError or TimeoutError where it does not start."""
+        self._read_until(lambda data: b"\n" in data, time.monotonic() + _START_LIMIT_S)
 
     def decode(self, job: Job, slot: int, timeout_s: float) -> tuple[dict[str, Any], bytes]:
         request = {"path": job.path, "offset": job.offset, "size": job.size, "slot": slot}
@@ -145,6 +145,10 @@ class _Process:
     def pid(self) -> int:
         return self._popen.pid
 
+    def kill(self) -> None:
+        """Ends it from any thread: whoever reads its answers gets EOFError."""
+        self._popen.kill()
+
     def stop(self) -> None:
         self._popen.kill()
         for pipe in (self._stdin, self._stdout):
@@ -174,6 +178,7 @@ class DecoderPool:
         self._order = threading.Lock()
         self._pending: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
         self._closed = False
+        self._starting = threading.Lock()  # nothing is started once the pool is closed
         self._processes: dict[int, _Process] = {}
         self._threads = [
             threading.Thread(target=self._mind, args=(i,), daemon=True, name=f"decoder {i}") for i in range(num_workers)
@@ -203,11 +208,12 @@ class DecoderPool:
 
     def close(self) -> None:
         """Stop the processes; what is not yet consumed is dropped."""
-        self._closed = True
+        with self._starting:
+            self._closed = True
+            for process in list(self._processes.values()):
+                process.kill()  # its thread gets EOFError and clears it away
         for _ in self._threads:
             self._slots.put(None)
-        for process in list(self._processes.values()):
-            process.stop()
         for thread in self._threads:
             thread.join(timeout=5)
         with contextlib.suppress(BufferError):  # a consumer may still hold a view of a slot
@@ -247,21 +253,20 @@ class DecoderPool:
                 finally:
                     pending.ready.set()
         finally:
+            self._clear_away(number)
             self._pending.put(None)
 
     def _decode(self, number: int, job: Job, slot: int) -> Decoded | Undecoded:
         for attempt in (1, 2):
-            process = self._processes.get(number)
-            if process is None:
-                process = self._processes[number] = _Process(self._settings, self._fd)
+            process = self._processes.get(number) or self._start(number)
             try:
                 answer, payload = process.decode(job, slot, self._timeout_s)
                 break
             except TimeoutError:
-                self._replace(number)
+                self._clear_away(number)
                 return Undecoded("undecodable", "the decoder gave no answer within its time limit")
             except (EOFError, OSError, ValueError):
-                self._replace(number)
+                self._clear_away(number)
                 if self._closed:
                     raise
                 if attempt == 2:
@@ -281,8 +286,22 @@ class DecoderPool:
             bytes.fromhex(answer["pcm_sha1"]),
         )
 
-    def _replace(self, number: int) -> None:
-        self._processes.pop(number).stop()
+    def _start(self, number: int) -> _Process:
+        with self._starting:
+            if self._closed:
+                raise EOFError
+            process = self._processes[number] = _Process(self._settings, self._fd)
+        try:
+            process.wait_until_ready()
+        except (EOFError, TimeoutError) as error:
+            self._clear_away(number)
+            raise DecoderCannotStart("a decoder process did not start; see: python -m balance.decoders") from error
+        return process
+
+    def _clear_away(self, number: int) -> None:
+        process = self._processes.pop(number, None)
+        if process is not None:
+            process.stop()
 
 
 class _Pending:

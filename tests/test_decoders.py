@@ -113,3 +113,18 @@ def test_the_queue_is_bounded_by_its_bytes() -> None:
     assert slot_bytes >= 4 * 192_000 * 10
     assert slot_bytes * num_slots <= 1 << 30
     assert plan_slots(1 << 20, 1000, 16)[1] == 32
+
+
+def _child_processes() -> set[str]:
+    return {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+
+
+def test_a_pool_closed_while_its_decoders_start_leaves_none(tmp_path: Path) -> None:
+    worlds.write_clip(tmp_path / "0.wav", 0)
+    before = _child_processes()
+    for delay_s in (0.0, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.1):
+        pool = DecoderPool(_settings(tmp_path), _jobs(["0.wav"] * 50), num_workers=3, clip_timeout_s=60)
+        time.sleep(delay_s)
+        pool.close()
+        assert not any(thread.name.startswith("decoder ") for thread in threading.enumerate())
+        assert _child_processes() == before
