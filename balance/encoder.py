@@ -26,7 +26,6 @@ from balance.vipant import HEAD_WIDTH, Checkpoint, TowerConfig
 
 GELU_SCALE = 1.702
 NORM_EPS = 1e-5
-_CPU_CLIPS = 8  # clips a chunk on a CPU: 8 x 306 tokens x 3072 float32 are 30 MB
 
 
 class Precision(Enum):
@@ -211,7 +210,7 @@ class Encoder:
     def __call__(self, spectrograms: Tensor) -> Tensor:
         """(batch, max_frames, num_mel_bins) float32 on the device → (batch, dim) float32 on the device."""
         if self.device.type == "cpu":
-            return self._in_chunks(spectrograms)
+            return self._forward(spectrograms)
         # tf32 is a switch of the whole process: set for this call only, so that the front end stays float32.
         before = torch.backends.cuda.matmul.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = self.precision is Precision.tf32
@@ -219,14 +218,6 @@ class Encoder:
             return self._forward(spectrograms)
         finally:
             torch.backends.cuda.matmul.allow_tf32 = before
-
-    def _in_chunks(self, spectrograms: Tensor) -> Tensor:
-        """A batch in equal chunks that the caches hold, the last one padded: a tenth faster, a tenth of the memory."""
-        batch = len(spectrograms)
-        num_chunks = -(-batch // _CPU_CLIPS)
-        size = -(-batch // max(1, num_chunks))
-        padded = F.pad(spectrograms, (0, 0, 0, 0, 0, num_chunks * size - batch))
-        return torch.cat([self._forward(padded[i * size : (i + 1) * size]) for i in range(num_chunks)])[:batch]
 
 
 def build_encoder(checkpoint: Checkpoint, device: torch.device, precision: Precision, compile: bool) -> Encoder:

@@ -30,6 +30,7 @@ import torch
 from omegaconf import OmegaConf
 
 from balance import audio, embed, vipant
+from balance.cores import Cores
 from balance.decoders import DecoderPool, DecodeSettings, Job, plan_slots
 from balance.encoder import Precision, build_encoder
 from balance.fbank import FrontEnd, log_mel
@@ -231,16 +232,19 @@ def measure(args: argparse.Namespace, root: Path) -> dict[str, Any]:
     rates["decode"] = decode_rate(root, names, front_end, threads)
     wave = torch.from_numpy(audio.load(root / names[0], max_frames=config.max_frames, zero_mean=True).samples)[None]
     figures["fbank_ratio"] = fbank_ratio(wave, front_end, args.repeats)
-    batch = wave.repeat(16, 1)
-    lengths = [batch.shape[1]] * len(batch)
-    rates["fbank"] = best_rate(lambda: log_mel(batch, lengths, SAMPLE_RATE, front_end), len(batch), args.repeats)
-    spectrograms = log_mel(batch, lengths, SAMPLE_RATE, front_end)
+    pairs = [wave.repeat(2, 1)] * 16  # what the product gives a core at once
+    lengths = [wave.shape[1]] * 2
+    spectrograms = [log_mel(pair, lengths, SAMPLE_RATE, front_end) for pair in pairs]
+
+    def on_all_cores(stage: Callable[[torch.Tensor], Any], items: list[torch.Tensor]) -> float:
+        with Cores() as cores:
+            return best_rate(lambda: cores.map(stage, items), 2 * len(items), args.repeats)
+
+    rates["fbank"] = on_all_cores(lambda pair: log_mel(pair, lengths, SAMPLE_RATE, front_end), pairs)
     peak_bytes = 0
     for precision in (Precision.bfloat16, Precision.float32):
         name = precision.value
-        encoder = build_encoder(checkpoint, CPU, precision, compile=False)
-        rates[f"forward_{name}"] = best_rate(lambda e=encoder: e(spectrograms), len(batch), args.repeats)  # type: ignore[misc]
-        del encoder
+        rates[f"forward_{name}"] = on_all_cores(build_encoder(checkpoint, CPU, precision, compile=False), spectrograms)
         runs = [run_end_to_end(root, names, precision, args.batch_size, threads, "cpu") for _ in range(args.repeats)]
         rates[f"end_to_end_{name}"] = max(rate for rate, _ in runs)
         peak_bytes = max([peak_bytes, *(peak for _, peak in runs)])

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import soundfile
 import torch
 
 from balance import audio, embed, store, workers
@@ -123,6 +124,7 @@ class _ForgetfulEncoder:
 
 def test_the_batch_is_halved_when_memory_runs_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = _index(tmp_path, 30)
+    monkeypatch.setattr(embed, "_CPU_CLIPS", 16)
     whole = _task(tmp_path, index, batch_size=16)
     embed.embed(whole, lambda _: None)
     monkeypatch.setattr(embed, "build_encoder", lambda *a: _ForgetfulEncoder(build_encoder(*a), 3))
@@ -171,13 +173,14 @@ def test_parts_are_cut_at_fixed_rows_whatever_is_left(tmp_path: Path) -> None:
 
 def test_an_encoder_that_gives_nan_is_a_failure_of_that_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = _index(tmp_path, 6)
+    soundfile.write(tmp_path / index.paths[2].as_py(), np.zeros(20_000), 16_000)  # to be told by its flat spectrogram
 
     def spoiling(*a: object) -> object:
         encoder = build_encoder(*a)  # type: ignore[arg-type]
 
         def run(spectrograms: torch.Tensor) -> torch.Tensor:
             out = encoder(spectrograms).clone()
-            out[2, 5] = float("nan")
+            out[spectrograms.std(dim=(1, 2)) < 0.01, 5] = float("nan")
             return out
 
         return run
@@ -187,4 +190,4 @@ def test_an_encoder_that_gives_nan_is_a_failure_of_that_clip(tmp_path: Path, mon
     embed.embed(task, lambda _: None)
     held = store.Store(task.directory)
     assert len(held) == 5
-    assert [f.reason for f in held.failures.values()] == ["not_finite"]
+    assert [(f.path, f.reason) for f in held.failures.values()] == [(index.paths[2].as_py(), "not_finite")]

@@ -1,0 +1,36 @@
+"""Torch on a CPU with a core a task, instead of all cores on every operation.
+
+In: a function and its items. Out: the results, in order. Torch spreads each operation over all cores and waits for
+the slowest at its end; beside decoder processes, which take a core away at any moment, all others stand still
+meanwhile. Threads that run whole clips, each on one core, wait for nothing, and a clip's bits do not depend on the
+number of cores. The price: weights are read once a core, and the last tasks leave cores idle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+class Cores:
+    """As many threads as torch may use; a context manager, inside of which every torch operation has one core."""
+
+    def __enter__(self) -> Cores:
+        self._count = torch.get_num_threads()
+        torch.set_num_threads(1)  # of this thread, and of libraries that know one number for the whole process
+        self._threads = ThreadPoolExecutor(self._count, "core", torch.set_num_threads, (1,))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        torch.set_num_threads(self._count)
+
+    def map(self, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
+        """[function(item) for item in items]; raises what the first that fails raises."""
+        return list(self._threads.map(function, items))
