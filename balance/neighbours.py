@@ -113,7 +113,7 @@ def choose(backend: Backend, device: torch.device) -> tuple[topk.Product, str]:
         why = "auto: no GPU, FAISS is installed" if use_faiss else "auto: no GPU, FAISS is not installed"
     product: topk.Product = topk.TorchProduct(device)
     if use_faiss:
-        product = topk.FaissProduct(faiss, device, on_gpu=faiss_gpu)
+        product = topk.faiss_on_gpu(faiss, device) if faiss_gpu else topk.FaissProduct(faiss)
     kind = str(product.dtype).removeprefix("torch.")
     name = "FAISS" if use_faiss else "torch"
     return product, f"search: {name} on {product.device}, first pass in {kind} ({why})"

@@ -22,11 +22,12 @@ import numpy as np
 import torch
 
 from balance import exact, topk
+from balance.cores import Cores
 from balance.records import Float32, Int64, UserError, Vectors
 
 log = logging.getLogger(__name__)
 
-SAMPLE_ROWS = 1 << 14
+SAMPLE_ROWS = 1 << 13
 SAMPLE_PIECES = 128
 GROUP_ROWS = 1 << 18  # rows between two saved states
 SEED_ROWS = 1 << 12  # seeds in one product
@@ -108,11 +109,17 @@ class Search:
         if rank >= num_sample:
             return torch.full((len(self.seeds64),), -torch.inf, device=self.device)
         centre = topk.Centre(mean, scale, topk.first_pass_dtype(self.device))
-        seeds, constants = centre.seeds(self.seeds64, self.lengths)
+        seeds, constants = centre.seeds(self.seeds64)
         sample = centre.empty(num_sample)
-        centre.pool(sample64, lengths, sample, bounds=False)
-        best = [topk.ranked(seeds[i : i + 1024] @ sample.t(), rank) for i in range(0, len(seeds), 1024)]
-        return centre.cosines(torch.cat(best), constants)
+        centre.pool(sample64.float(), sample64, lengths, sample, bounds=False)
+
+        def best(some: torch.Tensor) -> torch.Tensor:
+            return topk.ranked(some @ sample.t(), rank)
+
+        if self.device.type == "cpu":
+            with Cores() as cores:  # the ranking runs on one core
+                return centre.cosines(torch.cat(cores.map(best, torch.split(seeds, 128))), constants)
+        return centre.cosines(torch.cat([best(some) for some in torch.split(seeds, 1024)]), constants)
 
     def _scan(
         self,
@@ -169,10 +176,9 @@ class Search:
         lengths = torch.empty(len(rows), dtype=torch.float64, device=self.device)
         parts = [slice(first, first + self.part_rows) for first in range(0, len(rows), self.part_rows)]
         for part in parts:
-            wide = self._widen(rows[part])
-            lengths[part] = exact.lengths_of(wide)
+            wide = self.wide[: len(lengths[part])]
+            centre.pool(rows[part], wide, lengths[part], matrix[part])
             check_finite(lengths[part], self.pool, start + part.start)
-            centre.pool(wide, lengths[part], matrix[part])
         likely = self._likely(len(rows), start)
         if not self.product.needs_guess:  # then nothing but the running K-th keeps the pairs few
             running.merge()
@@ -183,7 +189,7 @@ class Search:
             starts, row_at = self.product.above(centre, batch.matrix, matrix, thresholds, self.k, likely)
             for part, part_starts, part_rows in _split(starts, row_at, parts):
                 if len(parts) > 1:
-                    wide = self._widen(rows[part])
+                    wide = self.wide[: len(lengths[part])].copy_(rows[part])
                 similarities = exact.cosines(batch.seeds64, batch.lengths, wide, lengths[part], part_starts, part_rows)
                 keys = exact.to_keys(similarities, part_rows + (start + part.start))
                 running.add(first_seed, part_starts, keys)
@@ -197,9 +203,6 @@ class Search:
 
     def _block(self, start: int, stop: int) -> torch.Tensor:
         return torch.as_tensor(self.pool.read(start, stop)).to(self.device)
-
-    def _widen(self, rows: torch.Tensor) -> torch.Tensor:
-        return self.wide[: len(rows)].copy_(rows)
 
     def _resume(self, running: exact.Running, guesses: torch.Tensor) -> int:
         """The row to go on with; the saved keys and guesses go into `running` and `guesses`."""
@@ -235,7 +238,7 @@ class _Batch:
         self, centre: topk.Centre, seeds64: torch.Tensor, lengths: torch.Tensor, guesses: torch.Tensor
     ) -> None:
         self.seeds64, self.lengths, self.guesses = seeds64, lengths, guesses
-        self.matrix, self.constants = centre.seeds(seeds64, lengths)
+        self.matrix, self.constants = centre.seeds(seeds64)
 
 
 def _split(

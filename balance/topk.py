@@ -2,21 +2,22 @@
 
 In: seeds and a block of the pool, one threshold a seed. Out: pairs, never one too few, some tens of percent too many.
 `Centre` turns both sides into matrices whose product is an upper bound of the cosine, so that a backend only
-compares; its docstring derives the bound. The price: five more columns in the product, 12 % of a bfloat16 product's
+compares; its docstring derives the bound. The price: six more columns in the product, 12 % of a bfloat16 product's
 time at dim 512, 1 % of a float32 one's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-EXTRA_COLUMNS = 5
+EXTRA_COLUMNS = 6
 FAISS_MOST_ON_GPU = 2048
 _CAP = 3.0e4  # below float16's largest number
-_WORK_ROWS_CPU = 1 << 10  # 4 MB of float64 at dim 512: in cache
+_WORK_ROWS_CPU = 1 << 10  # 2 MB of float32 at dim 512: in cache
 _WORK_ROWS_GPU = 1 << 16
 
 
@@ -34,14 +35,17 @@ class Centre:
 
         a·b ≤ A·B + |A| |b − B| + |a − A| |b|,
 
-    lengths and rounding errors measured in float64. A sum of n products in float32 in any order is off by at most
-    γ |A||B|, γ = n 2⁻²⁴ (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., eq. 3.5), here four times
-    that. Each term is a number of the seed times a number of the clip: five more columns, m·b in three pieces and the
-    two errors rounded up, make the product an upper bound U of q·p − q·m. Rounding U to the output's type is
-    monotone, so U ≥ t implies round(U) ≥ round(t): it costs no pair.
+    lengths and products with m in float64. A and B come from residuals computed in float32: 1 / length, the product
+    with it and the subtraction round by 2⁻²⁴ each, together by at most 2⁻²³ |q| + 2⁻²⁴ |a|; what the product's type
+    then takes off is measured. A sum of n products in float32 in any order is off by at most γ |A||B|, γ = n 2⁻²⁴
+    (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., eq. 3.5), here four times that. Each term is a
+    number of the seed times a number of the clip: five more columns, m·b in three pieces and the two errors rounded
+    up, make the product an upper bound U of q·p − q·m. Rounding U to the output's type is monotone, so U ≥ t implies
+    round(U) ≥ round(t): it costs no pair. The sixth is for a backend that knows one threshold for all seeds, 0: there
+    it puts each seed's own with a minus (`lowered`).
 
     mean: (dim,) float64; scale: a power of two that brings the residuals to length about 1 (float16's range is
-    small); dtype: of the product's inputs. A matrix has dim + 5 columns, and zeros up to a multiple of 8: GPUs are
+    small); dtype: of the product's inputs. A matrix has dim + 6 columns, and zeros up to a multiple of 8: GPUs are
     slow without.
     """
 
@@ -49,36 +53,45 @@ class Centre:
         self.scale, self.dtype = scale, dtype
         self._dim = len(mean)
         self._columns = -(-(self._dim + EXTRA_COLUMNS) // 8) * 8
-        self._mean = mean * scale
-        rows = _WORK_ROWS_CPU if mean.device.type == "cpu" else _WORK_ROWS_GPU
-        self._work = torch.empty(rows, len(mean), dtype=torch.float64, device=mean.device)  # new memory costs a pass
+        self._mean32 = (mean * scale).float()
+        self._mean = self._mean32.double()  # any m will do: one that float32 holds
+        self._square = float(self._mean @ self._mean)
+        self._work_rows = _WORK_ROWS_CPU if mean.device.type == "cpu" else _WORK_ROWS_GPU
+        self._work = torch.empty(0, device=mean.device)  # new memory costs a pass
         self._gamma = self._columns * 2.0**-22  # four times γ, for hardware that truncates where it adds
 
-    def seeds(self, rows64: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(S, dim) float64 and their lengths (S,) -> product matrix (S, columns), constants q·m (S,) float64."""
+    def seeds(self, rows64: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(S, dim) float64 holding float32 values -> product matrix (S, columns), constants q·m (S,) float64."""
         out = self.empty(len(rows64))
-        size, error, along = self._lower(rows64, lengths, out)
+        size, error, along = self._lower(rows64.float(), torch.empty_like(rows64), rows64.new_empty(len(rows64)), out)
         out[:, self._dim : self._dim + 3] = 1.0
         out[:, self._dim + 3] = self._up(size + error)
         out[:, self._dim + 4] = self._up(error)
-        square = self._mean @ self._mean
-        return out, (along + square) / self.scale**2
+        return out, (along + self._square) / self.scale**2
 
-    def pool(self, rows64: torch.Tensor, lengths: torch.Tensor, out: torch.Tensor, *, bounds: bool = True) -> None:
-        """(n, dim) float64 and their lengths (n,) into a product matrix (n, columns); without bounds, a matrix that
-        gives the plain approximation of q·p − q·m, not a bound of it."""
-        size, error, along = self._lower(rows64, lengths, out)
+    def pool(
+        self, rows: torch.Tensor, wide: torch.Tensor, lengths: torch.Tensor, out: torch.Tensor, *, bounds: bool = True
+    ) -> None:
+        """(n, dim) float32 rows into a product matrix `out` (n, columns), by the way widened into `wide` (n, dim)
+        float64 and measured into `lengths` (n,) float64; without bounds, a matrix that gives the plain approximation
+        of q·p − q·m, not a bound of it. Lengths that are not finite are the caller's to refuse."""
+        size, error, along = self._lower(rows, wide, lengths, out)
         if bounds:
             # m·b is summed up like the rest; 2⁻²³ covers its third rounding, 1e-12 the float64 sums.
             along = along + (self._gamma + 2.0**-23) * along.abs() + 1e-12 * self.scale**2
             out[:, self._dim + 3] = self._up(error + self._gamma * (size + error))
             out[:, self._dim + 4] = self._up(size)
+        out[:, self._dim + 5] = 1.0
         if self.dtype == torch.float16:
             along = torch.where(along > _CAP, torch.inf, along.clamp(min=-_CAP))
         for column in range(self._dim, self._dim + 3):
             piece = along.to(self.dtype)
             out[:, column] = piece
             along = torch.nan_to_num(along - piece.double(), nan=0.0)
+
+    def lowered(self, seeds: torch.Tensor, thresholds: torch.Tensor) -> None:
+        """Lets the product be U − t, or a little more: below 0 only where U < t. Thresholds (S,) go into `seeds`."""
+        seeds[:, self._dim + 5] = self._gamma * thresholds.abs() - thresholds  # t is summed up like the rest
 
     def empty(self, num_rows: int) -> torch.Tensor:
         """Room for a product matrix."""
@@ -104,27 +117,40 @@ class Centre:
         """Plain approximations (S,) back as cosines, (S,) float32."""
         return (scores.double() / self.scale**2 + constants).float()
 
-    def _lower(self, rows64: torch.Tensor, lengths: torch.Tensor, out: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Rounded residuals into `out`; their lengths, rounding errors and products with the mean, (n,) float64."""
-        inverse = torch.where(lengths > 0, self.scale / lengths, 0.0)[:, None]
-        low = out[:, : self._dim]
+    def _lower(
+        self, rows: torch.Tensor, wide: torch.Tensor, lengths: torch.Tensor, out: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Rounded residuals into `out`, see `pool`; their lengths, errors and products with m, (n,) float64."""
+        low, step = out[:, : self._dim], self._work_rows
         out[:, self._dim :] = 0.0
-        size, error, along = (torch.empty_like(lengths) for _ in range(3))
-        for start in range(0, len(rows64), len(self._work)):
-            these = slice(start, start + len(self._work))
-            residual = torch.mul(rows64[these], inverse[these], out=self._work[: len(lengths[these])])
-            residual.sub_(self._mean)
-            low[these].copy_(residual)
-            torch.linalg.vector_norm(residual, dim=1, out=size[these])
-            torch.mv(residual, self._mean, out=along[these])
-            if self.dtype == torch.float32:
-                # The most that rounding can do; measuring it would save nothing, so small it is.
-                torch.add(size[these] * 2.0**-24, 1e-40, out=error[these])
-            else:
+        along, rounding = torch.empty_like(lengths), torch.zeros_like(lengths)
+        if self.dtype != torch.float32 and len(self._work) < min(step, len(rows)):
+            self._work = torch.empty(min(step, len(rows)), self._dim, device=rows.device)
+        for start in range(0, len(rows), step):
+            these = slice(start, start + step)
+            wide[these].copy_(rows[these])
+            torch.linalg.vector_norm(wide[these], dim=1, out=lengths[these])
+            torch.mv(wide[these], self._mean, out=along[these])
+            part, inverse = rows[these], torch.where(lengths[these] > 0, self.scale / lengths[these], 0.0)
+            odd = (inverse > 1e30) | ((inverse < 1e-30) & (inverse > 0))  # float32 has no such factor, or few digits
+            if bool(odd.any()):
+                part = torch.where(odd[:, None], (wide[these] * inverse[:, None]).float(), part)
+                along[these] *= torch.where(odd, inverse, 1.0)
+                inverse = torch.where(odd, 1.0, inverse)
+            along[these] *= inverse
+            residual = low[these] if self.dtype == torch.float32 else self._work[: len(part)]
+            torch.mul(part, inverse.float()[:, None], out=residual)
+            residual.sub_(self._mean32)
+            if self.dtype != torch.float32:
+                low[these] = residual
                 residual.sub_(low[these])
-                torch.linalg.vector_norm(residual, dim=1, out=error[these])
-        # The float64 arithmetic itself: a few units of 2⁻⁵³ of the unit vector's length.
-        return size * (1 + 1e-12), error * (1 + 1e-12) + 1e-14 * self.scale, along
+                rounding[these] = torch.linalg.vector_norm(residual, dim=1).double()
+        along -= self._square
+        # |b|² = |p|² − 2 m·b − |m|²; the second term is what float64 may have lost of it.
+        square = torch.where(lengths > 0, self.scale**2, 0.0) - 2 * along - self._square
+        size = square.clamp(min=0).add_(self._dim * 2.0**-50 * self.scale**2).sqrt_()
+        error = (1.001 + self._dim * 2.0**-24) * (rounding + 2.0**-23 * self.scale + 2.0**-24 * size) + 1e-30
+        return size, error, along
 
     def _up(self, values: torch.Tensor) -> torch.Tensor:
         """Rounded to the product's type, never down (and never to a subnormal, which a product may flush)."""
@@ -220,22 +246,50 @@ class TorchProduct:
 
 
 class FaissProduct:
-    """FAISS's exact inner-product search in float32, on the CPU or on one GPU.
+    """FAISS's range search in float32 on the CPU: all pairs of a block above a threshold, here 0.
 
-    The k-th of a seed's results certifies a threshold of its own. A seed whose last of `likely` results still reaches
-    its threshold is searched again with more; beyond 2,048, where FAISS's GPU search ends, the block is halved.
+    Not its search for the k nearest: that begins every block with empty lists, and needs blocks of hundreds of MB
+    for their filling not to count.
+    """
+
+    dtype = torch.float32
+    device = torch.device("cpu")
+    needs_guess = True
+    block_bytes = 1 << 25
+
+    def __init__(self, faiss: Any) -> None:
+        self._faiss = faiss
+
+    def above(
+        self, centre: Centre, seeds: torch.Tensor, pool: torch.Tensor, thresholds: torch.Tensor, k: int, likely: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        faiss = self._faiss
+        centre.lowered(seeds, thresholds)
+        found = faiss.RangeSearchResult(len(seeds))
+        x, y = (faiss.swig_ptr(matrix.numpy()) for matrix in (seeds, pool))
+        # Strictly above: the radius is a hair below 0.
+        faiss.range_search_inner_product(x, y, seeds.shape[1], len(seeds), len(pool), -1e-30, found)
+        starts = faiss.rev_swig_ptr(found.lims, len(seeds) + 1).astype(np.int64)
+        rows = faiss.rev_swig_ptr(found.labels, int(starts[-1])).copy() if starts[-1] else np.empty(0, np.int64)
+        return torch.from_numpy(starts), torch.from_numpy(rows)
+
+
+class FaissLists:
+    """FAISS's search for the k nearest in float32: all that it has on a GPU.
+
+    knn(seeds, pool, k) -> scores (S, k) descending, rows (S, k). The k-th of a seed's results certifies a threshold of
+    its own. A seed whose last of `likely` results still reaches its threshold is searched again with more; beyond
+    2,048, where FAISS's GPU search ends, the block is halved.
     """
 
     dtype = torch.float32
     needs_guess = False
-    # Every call of FAISS begins with an empty list of results, and the first of a list are slow. On a CPU a block is
-    # held twice, raw and centred.
-    block_bytes = 200 << 20
+    block_bytes = 200 << 20  # every call begins with an empty list of results, and the first of a list are slow
 
-    def __init__(self, faiss: Any, device: torch.device, *, on_gpu: bool) -> None:
-        self._faiss = faiss
-        self._gpu = faiss.StandardGpuResources() if on_gpu else None
-        self.device = device if on_gpu else torch.device("cpu")
+    def __init__(
+        self, knn: Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]], device: torch.device
+    ) -> None:
+        self._knn, self.device = knn, device
 
     def above(
         self, centre: Centre, seeds: torch.Tensor, pool: torch.Tensor, thresholds: torch.Tensor, k: int, likely: int
@@ -274,11 +328,14 @@ class FaissProduct:
         ordered, order = torch.cat(seed_at).sort(stable=True)
         return to_starts(torch.bincount(ordered, minlength=len(seeds))), torch.cat(row_at)[order]
 
-    def _knn(self, seeds: torch.Tensor, pool: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        metric = self._faiss.METRIC_INNER_PRODUCT
-        if self._gpu is None:
-            scores, rows = self._faiss.knn(seeds.numpy(), pool.numpy(), k, metric=metric)
-            return torch.from_numpy(scores), torch.from_numpy(rows)
-        index = self.device.index or 0
-        scores, rows = self._faiss.knn_gpu(self._gpu, seeds, pool, k, metric=metric, device=index)
+
+def faiss_on_gpu(faiss: Any, device: torch.device) -> FaissLists:
+    """FAISS's GPU search on this device; the module must take torch's tensors (faiss.contrib.torch_utils)."""
+    resources = faiss.StandardGpuResources()
+
+    def knn(seeds: torch.Tensor, pool: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        metric, index = faiss.METRIC_INNER_PRODUCT, device.index or 0
+        scores, rows = faiss.knn_gpu(resources, seeds, pool, k, metric=metric, device=index)
         return scores, rows
+
+    return FaissLists(knn, device)

@@ -144,9 +144,11 @@ def test_bound_holds(dtype: torch.dtype, cosine: float) -> None:
     lengths = exact.lengths_of(vectors)
     units = vectors / lengths.clamp(min=1e-300)[:, None]
     centre = topk.Centre(units.mean(dim=0), 16.0 if cosine > 0.99 else 1.0, dtype)
-    seeds, constants = centre.seeds(vectors[:50], lengths[:50])
-    pool = centre.empty(1250)
-    centre.pool(vectors[50:], lengths[50:], pool)
+    seeds, constants = centre.seeds(vectors[:50])
+    pool, wide, measured = centre.empty(1250), torch.empty(1250, 96).double(), torch.empty(1250).double()
+    centre.pool(vectors[50:].float(), wide, measured, pool)
+    assert torch.equal(wide, vectors[50:])
+    assert torch.equal(measured, lengths[50:])
     upper = (seeds.float() @ pool.float().t()).double() / centre.scale**2 + constants[:, None]
     cosines = units[:50] @ units[50:].t()
     slack = upper - cosines
@@ -170,18 +172,35 @@ def test_a_misleading_sample(
     pool[:64] = crowded(64, 20, 0.99, seed=8)
     caplog.set_level(logging.INFO)
     check(crowded(6, 20, 0.99, seed=9), pool, 100, backend, 128)
-    # FAISS needs no guess.
-    assert ("6 of 6 seeds are searched again" in caplog.text) == (backend is Backend.torch)
+    assert "6 of 6 seeds are searched again" in caplog.text
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_neighbours_all_in_one_place(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A seed's whole top K in one short run of the pool: more of a block than the backend expects."""
     monkeypatch.setattr(scan, "SAMPLE_ROWS", 512)
-    monkeypatch.setattr(topk, "FAISS_MOST_ON_GPU", 40)
     pool = crowded(3000, 20, 0.3, seed=10)
     pool[1000:1200] = crowded(200, 20, 0.99, seed=11)
     check(crowded(4, 20, 0.99, seed=12), pool, 150, backend)
+
+
+@pytest.mark.parametrize("cosine", [0.0, 0.9, 0.999999])
+def test_lists_of_the_nearest(cosine: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search that FAISS has on a GPU, here with its lists from the CPU; they end after 40."""
+    import faiss
+
+    def knn(seeds: torch.Tensor, pool: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        assert k <= topk.FAISS_MOST_ON_GPU
+        scores, rows = faiss.knn(seeds.numpy(), pool.numpy(), k, metric=faiss.METRIC_INNER_PRODUCT)
+        return torch.from_numpy(scores), torch.from_numpy(rows)
+
+    monkeypatch.setattr(topk, "FAISS_MOST_ON_GPU", 40)
+    monkeypatch.setattr(neighbours, "choose", lambda *_: (topk.FaissLists(knn, CPU), "lists"))
+    seeds, pool = crowded(9, 20, cosine, seed=30), crowded(3000, 20, cosine, seed=31)
+    pool[1000:1200] = crowded(200, 20, cosine / 2 + 0.499, seed=32)
+    pool[2000:2100] = pool[7]
+    for k, block_rows in ((1, None), (30, 700), (150, None), (150, 64), (2990, 1000)):
+        check(seeds, pool, k, Backend.faiss, block_rows)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
