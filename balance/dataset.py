@@ -224,6 +224,8 @@ class ClipDataset(Dataset[Example | None]):
             if self._on_unreadable == "skip":
                 return None
             why = error.detail if isinstance(error, audio.Undecodable) else error.strerror
+            if not (self.root / path).exists():  # libsndfile says "System error."
+                why = f"no such file under {self.root}"
             raise UnreadableClip(f"{path}: {why}") from None
         samples = torch.from_numpy(np.ascontiguousarray(wave.samples))
         if self._output == "spectrogram":
@@ -292,7 +294,10 @@ class DistributedWeightedSampler(Sampler[int]):
         if not values.sum() > 0:
             raise UserError(f"all {len(values)} weights are 0 (clips without labels?): nothing can be drawn")
         is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self.num_replicas = num_replicas or (torch.distributed.get_world_size() if is_distributed else 1)
+        world_size = torch.distributed.get_world_size() if is_distributed else 1
+        self.num_replicas = world_size if num_replicas is None else num_replicas
+        if self.num_replicas < 1:
+            raise UserError(f"num_replicas={num_replicas}: at least 1")
         self.rank = rank if rank is not None else (torch.distributed.get_rank() if is_distributed else 0)
         if not 0 <= self.rank < self.num_replicas:
             raise UserError(f"rank={self.rank}: must be 0 … {self.num_replicas - 1} of {self.num_replicas} ranks")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import html
 import io
 import re
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,8 +28,12 @@ _COLOURS = {
     "#050505": "--random",
     "#060606": "--other",
     "#070707": "--paper",
+    "#080808": "--stratified",
+    "#090909": "--pool",
+    "#0a0a0a": "--gain",
+    "#0b0b0b": "--loss",
 }
-INK, QUIET, RULE, CHOSEN, RANDOM, OTHER, PAPER = _COLOURS
+INK, QUIET, RULE, CHOSEN, RANDOM, OTHER, PAPER, STRATIFIED, POOL, GAIN, LOSS = _COLOURS
 
 
 @contextmanager
@@ -77,7 +82,7 @@ def svg(figure: Figure, label: str) -> str:
         text,
         count=1,
     )
-    prefix = re.sub(r"\W", "", label)[:16]  # ids must differ between the figures of one page
+    prefix = f"f{zlib.crc32(label.encode()):08x}"  # ids must differ between the figures of one page
     text = re.sub(r'id="([^"]+)"', rf'id="{prefix}-\1"', text)
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", text)
     return "\n".join(line.rstrip() for line in text.splitlines())

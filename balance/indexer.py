@@ -49,7 +49,12 @@ class IndexConfig:
         if isinstance(self.segments, str):
             self.segments = [self.segments]
         if self.segments is not None:
-            self.segments = [str(path) for path in self.segments]
+            if not isinstance(self.segments, list) or not all(isinstance(path, str) for path in self.segments):
+                raise ValueError(
+                    f"index.segments={self.segments} was given; a list file is needed, or several: "
+                    f"index.segments={_EXAMPLES['segments']}"
+                )
+            self.segments = [os.path.expanduser(path) for path in self.segments]
         stems = [Path(path).stem for path in self.segments or []]
         if twice := [stem for stem, count in Counter(stems).items() if count > 1]:
             raise ValueError(f"index.segments has two lists named {twice[0]}: each gives src_{twice[0]}.csv")
@@ -67,7 +72,10 @@ def build(config: IndexConfig, *, ontology: dict[str, str] | None = None) -> Ite
     lists = [read_list(Path(path)) for path in config.segments]
     if not media.is_dir():
         raise UserError(f"index.media={media}: no such folder")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"index.out={out} is a file, or lies below one: name a folder") from None
     sought = wanted(lists)
     found = scan(media, sought, skip=out)
     require_frames = found.has_frames if config.require_frames is None else config.require_frames

@@ -1,83 +1,24 @@
-"""The probe's three figures as inline SVG: matplotlib draws, the page's style sheet colours.
+"""The probe's three figures as inline SVG (see drawing.py).
 
-In: what `findings.find` returns; out: SVG text, the same bytes for the same input. Each colour is drawn as a sentinel
-that is replaced by a CSS variable, so one figure serves light and dark pages; text stays text (a screen reader's, and
-small). Price: the reader's sans-serif is not the one that matplotlib measured; labels have room for it.
+In: what `findings.find` returns; out: SVG text, the same bytes for the same input.
 """
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import matplotlib
 import matplotlib.ticker
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from balance import arms
+from balance.drawing import CHOSEN, GAIN, INK, LOSS, PAPER, POOL, QUIET, RANDOM, RULE, STRATIFIED, canvas, svg
 
-# sentinel colour -> CSS variable of the page
-_COLOURS = {
-    "#010101": "--ink",
-    "#020202": "--quiet",
-    "#030303": "--rule",
-    "#040404": "--chosen",
-    "#050505": "--random",
-    "#060606": "--stratified",
-    "#070707": "--pool",
-    "#080808": "--gain",
-    "#090909": "--loss",
-    "#0a0a0a": "--paper",
-}
-INK, QUIET, RULE, CHOSEN, RANDOM, STRATIFIED, POOL, GAIN, LOSS, PAPER = _COLOURS
 LINES = {
     arms.NEIGHBOURS: (CHOSEN, "o", "seeds + neighbours"),
     arms.RANDOM: (RANDOM, "s", "seeds + as many random clips"),
     arms.STRATIFIED: (STRATIFIED, "^", "seeds + same label sets"),
 }
 NUM_LABELS = 14  # in the figure of labels: the strongest gains and losses, so many in all
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    style: dict[Any, Any] = {
-        "svg.hashsalt": "balance",
-        "svg.fonttype": "none",
-        "font.family": "sans-serif",
-        "font.size": 11,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": QUIET,
-        "axes.labelcolor": INK,
-        "text.color": INK,
-        "xtick.color": QUIET,
-        "ytick.color": QUIET,
-        "xtick.labelcolor": INK,
-        "ytick.labelcolor": INK,
-    }
-    with matplotlib.rc_context(style):
-        yield
-
-
-def _svg(figure: Figure, name: str, label: str) -> str:
-    """name: put before every id, so that the figures of one page do not share any; label: for screen readers."""
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = stream.getvalue()
-    text = text[text.index("<svg") :]
-    for colour, variable in _COLOURS.items():
-        text = text.replace(colour, f"var({variable})")
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # font lists name fonts of the drawing machine; the page's own is wanted
-    text = re.sub(r"font: ([^;\"]*?px) [^;\"]*", r"font: \1 system-ui, sans-serif", text)
-    text = re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{label}">', text)
-    text = re.sub(r'id="([^"]+)"', rf'id="{name}-\1"', text)
-    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
-    return "\n".join(line.rstrip() for line in text.splitlines())
 
 
 def _error(axes: Axes, x: float, y: dict[str, Any], colour: str, marker: str, *, size: float = 7) -> None:
@@ -89,9 +30,7 @@ def _error(axes: Axes, x: float, y: dict[str, Any], colour: str, marker: str, *,
 def size_curve(found: dict[str, Any], reading: str, figure: str = "map") -> str:
     """Metric against training-set size, log axis, with intervals; a line a selection rule."""
     rows = [r for r in found["arms"] if r["readings"][reading][figure]["value"] is not None]
-    with _style():
-        plot = Figure(figsize=(8.6, 4.6), layout="constrained")
-        axes = plot.add_subplot()
+    with canvas(8.6, 4.6) as (plot, (axes,)):
         seeds = next((r for r in rows if r["rule"] == arms.SEEDS), None)
         for rule, (colour, marker, title) in LINES.items():
             of_rule = [r for r in rows if r["rule"] == rule and " as " not in r["arm"]]
@@ -139,14 +78,13 @@ def size_curve(found: dict[str, Any], reading: str, figure: str = "map") -> str:
         axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{int(x):,}"))
         axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-        axes.grid(axis="y", color=RULE, linewidth=0.8)
-        axes.set_axisbelow(True)
+        axes.grid(visible=False, axis="x")
         axes.set_xlabel("training clips (log scale)")
         axes.set_ylabel({"map": "mAP", "map_prior": "mAP at the pool's shares", "d_prime": "d′"}[figure])
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, loc="lower right", fontsize=10)
+            axes.legend(loc="lower right", fontsize=10)
         word = {"logistic": "logistic regression", "knn": "k-NN vote"}[reading]
-        return _svg(plot, f"{reading}-{figure}", f"{figure} against the number of training clips, {word}")
+        return svg(plot, f"{figure} against the number of training clips, {word}")
 
 
 def gain_forest(found: dict[str, Any]) -> str:
@@ -159,9 +97,7 @@ def gain_forest(found: dict[str, Any]) -> str:
     names = list(dict.fromkeys(r["arm"] for r in rows))
     if not names:
         return ""
-    with _style():
-        plot = Figure(figsize=(8.6, 0.9 + 0.62 * len(names)), layout="constrained")
-        axes = plot.add_subplot()
+    with canvas(8.6, 0.9 + 0.62 * len(names)) as (plot, (axes,)):
         axes.axvspan(-0.005, 0.005, color=RULE, alpha=0.7, linewidth=0, zorder=0)
         axes.axvline(0.0, color=INK, linewidth=1)
         for i, name in enumerate(names):
@@ -178,10 +114,9 @@ def gain_forest(found: dict[str, Any]) -> str:
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-        axes.grid(axis="x", color=RULE, linewidth=0.8)
-        axes.set_axisbelow(True)
+        axes.grid(visible=False, axis="y")
         axes.set_xlabel("mAP above as many random pool clips (0: no difference)")
-        return _svg(plot, "gains", "Gain in mAP over random picks of the same number")
+        return svg(plot, "Gain in mAP over random picks of the same number")
 
 
 def label_gains(found: dict[str, Any]) -> str:
@@ -191,9 +126,7 @@ def label_gains(found: dict[str, Any]) -> str:
         return ""
     half = NUM_LABELS // 2
     shown = tested if len(tested) <= NUM_LABELS else tested[:half] + tested[-half:]
-    with _style():
-        plot = Figure(figsize=(8.6, 0.9 + 0.33 * len(shown)), layout="constrained")
-        axes = plot.add_subplot()
+    with canvas(8.6, 0.9 + 0.33 * len(shown)) as (plot, (axes,)):
         axes.axvline(0.0, color=INK, linewidth=1)
         for i, row in enumerate(shown):
             colour = QUIET if not row["resolved"] else GAIN if row["gain"] > 0 else LOSS
@@ -205,10 +138,9 @@ def label_gains(found: dict[str, Any]) -> str:
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-        axes.grid(axis="x", color=RULE, linewidth=0.8)
-        axes.set_axisbelow(True)
+        axes.grid(visible=False, axis="y")
         axes.set_xlabel("AP above as many random pool clips")
-        return _svg(plot, "labels", "Gain in average precision by label")
+        return svg(plot, "Gain in average precision by label")
 
 
 def _short(name: str) -> str:

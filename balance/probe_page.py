@@ -6,29 +6,16 @@ as tables: nothing is shown by colour alone.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
-from balance import arms, probe_figures
-
-_TEMPLATES = Path(__file__).resolve().parent / "templates"
+from balance import arms, pages, probe_figures
 
 
 def render(dataset: str, found: dict[str, Any]) -> str:
     """The page's text."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    environment.filters["figure"] = _figure
-    environment.filters["signed"] = _signed
+    environment = pages.environment()
     environment.filters["capital"] = _capital
     figures = {
         "logistic": Markup(probe_figures.size_curve(found, "logistic")),
@@ -49,11 +36,3 @@ def render(dataset: str, found: dict[str, Any]) -> str:
 
 def _capital(sentence: str) -> str:
     return sentence if sentence.startswith("mAP") else sentence[0].upper() + sentence[1:]
-
-
-def _figure(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _signed(value: float | None, digits: int = 4) -> str:
-    return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")

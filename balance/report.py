@@ -15,13 +15,12 @@ import jinja2
 import pyarrow as pa
 from markupsafe import Markup
 
-from balance import effect, files, listening, report_figures
+from balance import effect, files, listening, pages, report_figures
 from balance.augment import Removed
 from balance.curation import Curated
 from balance.pipeline import Prepared
 from balance.records import REASONS, Index
 
-_TEMPLATES = Path(__file__).resolve().parent / "templates"
 PAIRS_SHOWN = 25
 _RULES = {
     "leak_id": ("Evaluation clips, by id", ""),
@@ -140,17 +139,7 @@ def write_sweep(root: Path) -> list[Path]:
 
 
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    environment.filters["count"] = lambda value: f"{int(value):,}"
-    environment.filters["percent"] = lambda value: "–" if value is None else f"{value:.1%}"
-    environment.filters["figure"] = lambda value, digits=3: "–" if value is None else f"{value:.{digits}f}"
+    environment = pages.environment()
     environment.filters["short"] = _short
     environment.globals["scroll"] = _scroll
     return environment

@@ -132,6 +132,8 @@ def test_unreadable_clips(root):
     for row in (2, 3):
         with pytest.raises(UnreadableClip, match=CLIPS[row][0]):
             strict[row]
+    with pytest.raises(UnreadableClip, match="no such file under"):
+        strict[next(row for row in (2, 3) if not (root / index.paths[row].as_py()).exists())]
     lenient = ClipDataset(index, root, on_unreadable="skip")
     assert lenient[2] is None
     (batch,) = list(DataLoader(lenient, batch_size=4, collate_fn=collate))
@@ -272,6 +274,7 @@ def test_torch_distributed_gives_the_ranks(tmp_path):
         ([0.0, 0.0], {}, "all 2 weights are 0"),
         ([1.0], {"num_replicas": 2, "rank": 2}, r"rank=2: must be 0 … 1 of 2 ranks"),
         ([1.0], {"num_samples": 0}, "at least 1"),
+        ([1.0], {"num_replicas": 0}, "num_replicas=0: at least 1"),
     ],
 )
 def test_sampler_mistakes(weights, more, words):
