@@ -7,13 +7,11 @@ by which seeds at which ranks; out by which rule and because of which clip; with
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
-from typing import Any
 
 import pyarrow.compute as pc
 
-from balance import vectors
+from balance.formats import ColumnsConfig, Format, read_split
 from balance.records import UserError
 from balance.runs import Run, command
 
@@ -82,39 +80,17 @@ def _cluster(run: Run, seed_id: str) -> list[str]:
 
 
 def _listed(run: Run, clip_id: str) -> str | None:
-    """The split whose VIP-ANT index lists the clip, of the index files that are still where the run read them."""
+    """The split whose index lists the clip, of the indexes that are still where the run read them."""
     dataset = run.manifest["config"]["dataset"]
-    if dataset["format"] == "embeddings":
-        return _listed_vectors(dataset, clip_id)
-    for split, key in (("pool", "unbalanced"), ("seeds", "balanced"), ("eval", "eval")):
-        for path in map(Path, run.manifest["inputs"]):
-            named = bool(dataset[key]) and path.suffix == ".csv" and path.stem.endswith(Path(dataset[key]).stem)
-            if named and path.is_file() and _holds(path, clip_id):
-                return split
-    return None
-
-
-def _listed_vectors(dataset: dict[str, Any], clip_id: str) -> str | None:
-    """The same for the user's own vectors: by their ids."""
-    for split, key in (("pool", "unbalanced"), ("seeds", "balanced"), ("eval", "eval")):
+    root, media = Path(dataset["root"]), Path(dataset["media"] or dataset["root"])
+    format, columns = Format(dataset["format"]), ColumnsConfig(**dataset["columns"])
+    for split, key in (("pool", "unbalanced"), ("eval", "eval")):
         if dataset[key]:
-            with contextlib.suppress(UserError):
-                ids = vectors.read_guard(Path(dataset["root"]), dataset[key]).ids
-                if clip_id in ids.to_pylist():
+            with contextlib.suppress(UserError, OSError):
+                index = read_split(format, dataset[key], root=root, media=media, columns=columns)
+                if pc.any(pc.equal(index.ids, clip_id)).as_py():
                     return split
     return None
-
-
-def _holds(path: Path, clip_id: str) -> bool:
-    needle = json.dumps(clip_id, ensure_ascii=False).encode()
-    escaped = json.dumps(clip_id).encode()
-    with path.open("rb") as file:
-        for line in file:
-            if needle in line or escaped in line:
-                record: Any = json.loads(line)
-                if isinstance(record, dict) and record.get("id") == clip_id:
-                    return True
-    return False
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from balance import finish, pipeline
 from balance.config import DatasetConfig, Settings
 from balance.encoder import EncoderConfig
 from balance.formats import Format
+from balance.why import why
 from tests import worlds
 
 K = 4
@@ -126,6 +127,11 @@ def test_same_embeddings_and_neighbours(world, reference, tmp_path, format):
     assert f"augmented_k{K}_weight.csv" in written
     assert not any(name.startswith("src_") for name in written)
     assert ours.index.lines is None
+    ids = {split: set(part.index.ids.to_pylist()) for split, part in prepared.splits.items()}
+    left = sorted(ids["pool"] - {row["id"] for row in rows})[0]
+    assert why(str(tmp_path / "run"), left) == [f"out: {left} is in the pool, but in no seed's top {K}"]
+    kept_out = sorted(ids["eval"])[0]
+    assert why(str(tmp_path / "run"), kept_out) == [f"out: {kept_out} is listed for evaluation only"]
 
 
 def test_members_that_cannot_be_decoded_are_named(world, tmp_path):
