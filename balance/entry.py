@@ -14,7 +14,7 @@ from typing import Any
 
 from balance.records import UserError
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _END_WITHIN_S = 8.0
 
 
@@ -28,7 +28,7 @@ class Interrupted(BaseException):
 
 def start(main: Callable[[], Any]) -> None:
     """Run a command's `main()`; ends the process with 128 + signal where one came, within 10 s."""
-    for number in _SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, _interrupt)
     try:
         with errors_for_people():
@@ -54,7 +54,7 @@ def start(main: Callable[[], Any]) -> None:
 
 
 def _interrupt(number: int, _: object) -> None:
-    for other in _SIGNALS:
+    for other in STOP_SIGNALS:
         signal.signal(other, signal.SIG_IGN)  # the end has begun
     # A call that never returns to Python would hold the exception back for ever.
     watchdog = threading.Timer(_END_WITHIN_S, os._exit, args=(128 + number,))

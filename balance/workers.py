@@ -13,11 +13,13 @@ import multiprocessing.connection
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from typing import Any
 
 import torch
 
-from balance import store
+from balance import entry, store
 from balance.embed import EmbedTask, Progress, Report, embed
 from balance.records import UserError
 
@@ -38,6 +40,7 @@ def embed_on(task: EmbedTask, devices: list[str], report: Report) -> None:
         embed(dataclasses.replace(task, device=devices[0]), report)
         return
     context = multiprocessing.get_context("spawn")
+    resource_tracker.ensure_running()  # starting it with the first process would let signals through again
     shares = [len(range(i, task.num_workers, len(devices))) or 1 for i in range(len(devices))]
     threads = max(1, torch.get_num_threads() // len(devices))
     processes, pipes = [], []
@@ -46,7 +49,8 @@ def embed_on(task: EmbedTask, devices: list[str], report: Report) -> None:
             here, there = context.Pipe(duplex=False)
             share = dataclasses.replace(task, device=device, num_workers=num_workers)
             process = context.Process(target=_work, args=(share, threads, there), daemon=True)
-            process.start()
+            with _signals_wait():
+                process.start()
             there.close()
             processes.append(process)
             pipes.append(here)
@@ -59,6 +63,17 @@ def embed_on(task: EmbedTask, devices: list[str], report: Report) -> None:
         for process in processes:
             process.join()
         store.remove_leftovers(task.directory)
+
+
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Signals that stop a job, sent to all of its processes, wait here for the start to be over, and in the process
+    that is started for ever: the parent decides."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, entry.STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _listen(pipes: list[Any], task: EmbedTask, report: Report) -> None:
@@ -88,8 +103,6 @@ def _listen(pipes: list[Any], task: EmbedTask, report: Report) -> None:
 
 def _work(task: EmbedTask, threads: int, pipe: Any) -> None:
     """A worker's whole life."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # sent to the whole job: the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
 
