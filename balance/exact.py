@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from balance.records import Float32, Float64, Int32, Int64
 MIDPOINT_WINDOW = 1e-12
 EMPTY = np.iinfo(np.int64).max  # a key that sorts behind every pair
 _GATHER_BYTES = 1 << 30  # of a GPU, for the rows of one batch of pairs
+_TABLE_BYTES = 1 << 25
+_MOST_ROOM = 1 << 13  # new keys a seed: for a larger k a second table of that size would cost more than more merges
 
 
 def lengths_of(rows64: torch.Tensor) -> torch.Tensor:
@@ -107,16 +110,26 @@ def similarities_of(keys: torch.Tensor) -> torch.Tensor:
 
 def from_keys(keys: Int64) -> tuple[Int32, Float32]:
     """Keys (S, k) -> positions (S, k) int32, similarities (S, k) float32."""
-    tensor = torch.from_numpy(keys)
-    return (keys & 0x7FFFFFFF).astype(np.int32), similarities_of(tensor).numpy()
+    positions, similarities = np.empty(keys.shape, np.int32), np.empty(keys.shape, np.float32)
+    for rows in _few_rows(*keys.shape):
+        positions[rows] = keys[rows] & 0x7FFFFFFF
+        similarities[rows] = similarities_of(torch.from_numpy(keys[rows])).numpy()
+    return positions, similarities
+
+
+def _few_rows(num_rows: int, num_columns: int) -> Iterator[slice]:
+    """Slices of a table of int64 of at most _TABLE_BYTES, for what needs a copy."""
+    step = max(1, _TABLE_BYTES // (8 * num_columns))
+    for start in range(0, num_rows, step):
+        yield slice(start, start + step)
 
 
 class Running:
-    """The best k keys of each seed so far, and room for as many new ones: 16 bytes x seeds x k."""
+    """The best k keys of each seed so far, and room for as many new ones: at most 16 bytes x seeds x k."""
 
     def __init__(self, num_seeds: int, k: int, device: torch.device) -> None:
         self._k = k
-        self._room = max(k, 64)
+        self._room = min(max(k, 64), _MOST_ROOM)
         self._table = torch.full((num_seeds, k + self._room), EMPTY, dtype=torch.int64, device=device)
         self._new = torch.zeros(num_seeds, dtype=torch.int64, device=device)
         self.lowest = torch.full((num_seeds,), -torch.inf, dtype=torch.float32, device=device)
@@ -156,7 +169,8 @@ class Running:
         self._merge((self._new > 0).nonzero().squeeze(1))
 
     def _merge(self, every_row: torch.Tensor) -> None:
-        for rows in torch.split(every_row, 4096):
+        for some in _few_rows(len(every_row), self._table.shape[1]):
+            rows = every_row[some]
             table = self._table[rows]
             if table.device.type == "cpu":
                 table.numpy().sort(axis=1)  # ten times torch's speed

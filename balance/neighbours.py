@@ -149,14 +149,14 @@ def search(
     )
     product, line = choose(config.backend, device)
     log.info("%s", line)
-    keys = np.empty((len(seeds), k), dtype=np.int64)
     nonzero = seeds.any(axis=1)
+    if nonzero.all():
+        return exact.from_keys(scan.Search(seeds, pool, k, product, scratch, progress, block_rows).run())
     # A zero seed has similarity 0 with every clip: the first k of the pool.
     zeros = torch.zeros(k, dtype=torch.float32)
-    keys[~nonzero] = exact.to_keys(zeros, torch.arange(k)).numpy()
+    keys = np.tile(exact.to_keys(zeros, torch.arange(k)).numpy(), (len(seeds), 1))
     if nonzero.any():
-        directed = seeds if nonzero.all() else seeds[nonzero]
-        keys[nonzero] = scan.Search(directed, pool, k, product, scratch, progress, block_rows).run()
+        keys[nonzero] = scan.Search(seeds[nonzero], pool, k, product, scratch, progress, block_rows).run()
     return exact.from_keys(keys)
 
 
@@ -212,7 +212,7 @@ def cached_search(
 
 def _read_result(path: Path, shape: tuple[int, int]) -> Result | None:
     """The first columns of a kept result; None if there is none, or one with too few columns."""
-    arrays = scan.read_npz(path)
+    arrays = scan.read_npz(path, {"positions", "similarities"})
     if arrays is None:
         return None
     positions, similarities = arrays["positions"], arrays["similarities"]

@@ -10,10 +10,10 @@ too low costs rescoring, one too high a second pass for that seed: rare where th
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import math
 import os
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ SAMPLE_PIECES = 128
 GROUP_ROWS = 1 << 18  # rows between two saved states
 SEED_ROWS = 1 << 12  # seeds in one product
 RESCORE_ROWS = 1 << 12  # rows widened to float64 at once: 16 MB at dim 512, in cache
+BLOCK_PAIRS_CPU = 1 << 24  # seeds of one product x rows of a block: all of them may reach their thresholds
+RESCORE_PAIRS = 1 << 22  # pairs rescored at once, at 100 bytes
 
 Progress = Callable[[int, int], None]
 
@@ -52,8 +54,10 @@ class Search:
         self.pool, self.k, self.product, self.scratch = pool, k, product, scratch
         self.progress = progress or (lambda done, total: None)
         if block_rows is None:
-            num_blocks = math.ceil(pool.shape[0] * pool.shape[1] * 4 / product.block_bytes)
-            block_rows = math.ceil(pool.shape[0] / num_blocks)
+            most = max(1, product.block_bytes // (4 * pool.shape[1]))
+            if product.device.type == "cpu":
+                most = min(most, max(1, BLOCK_PAIRS_CPU // min(len(seeds), SEED_ROWS)))
+            block_rows = math.ceil(pool.shape[0] / math.ceil(pool.shape[0] / most))
         self.block_rows = min(block_rows, pool.shape[0])
         self.device = product.device
         self.signature = f"{hashlib.sha256(seeds.tobytes()).hexdigest()} {pool.shape} {k}"
@@ -105,7 +109,8 @@ class Search:
         num_pool, num_sample = self.pool.shape[0], len(sample64)
         expected = self.k * num_sample / num_pool
         spread = math.sqrt(expected * (1 - num_sample / num_pool))
-        rank = math.ceil(expected + 5 * spread + 4)
+        # Of the rows that it holds a sample knows the ranks, but for the rounding of low precision.
+        rank = math.ceil(expected + 5 * spread + 4 + expected / 8 * num_sample / num_pool)
         if rank >= num_sample:
             return torch.full((len(self.seeds64),), -torch.inf, device=self.device)
         centre = topk.Centre(mean, scale, topk.first_pass_dtype(self.device))
@@ -187,12 +192,15 @@ class Search:
             lowest = running.lowest[first_seed : first_seed + len(batch.matrix)]
             thresholds = centre.thresholds(torch.maximum(batch.guesses, lowest), batch.constants)
             starts, row_at = self.product.above(centre, batch.matrix, matrix, thresholds, self.k, likely)
-            for part, part_starts, part_rows in _split(starts, row_at, parts):
-                if len(parts) > 1:
-                    wide = self.wide[: len(lengths[part])].copy_(rows[part])
-                similarities = exact.cosines(batch.seeds64, batch.lengths, wide, lengths[part], part_starts, part_rows)
-                keys = exact.to_keys(similarities, part_rows + (start + part.start))
-                running.add(first_seed, part_starts, keys)
+            for some, its_starts, its_rows in _chunks(starts, row_at):
+                for part, part_starts, part_rows in _split(its_starts, its_rows, parts):
+                    if len(parts) > 1:
+                        wide = self.wide[: len(lengths[part])].copy_(rows[part])
+                    similarities = exact.cosines(
+                        batch.seeds64[some], batch.lengths[some], wide, lengths[part], part_starts, part_rows
+                    )
+                    keys = exact.to_keys(similarities, part_rows + (start + part.start))
+                    running.add(first_seed + some.start, part_starts, keys)
             first_seed += len(batch.matrix)
 
     def _likely(self, num_rows: int, num_done: int) -> int:
@@ -206,7 +214,8 @@ class Search:
 
     def _resume(self, running: exact.Running, guesses: torch.Tensor) -> int:
         """The row to go on with; the saved keys and guesses go into `running` and `guesses`."""
-        state = read_npz(self.scratch / "state.npz") if self.scratch else None
+        names = {"signature", "keys", "guesses", "start"}
+        state = read_npz(self.scratch / "state.npz", names) if self.scratch else None
         if state is None or str(state["signature"]) != self.signature:
             return 0
         running.restore(torch.from_numpy(state["keys"]))
@@ -241,6 +250,19 @@ class _Batch:
         self.matrix, self.constants = centre.seeds(seeds64)
 
 
+def _chunks(starts: torch.Tensor, row_at: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+    """Runs of seeds with at most about RESCORE_PAIRS pairs: (seeds, their starts from 0, their rows)."""
+    num_seeds, num_pairs = len(starts) - 1, len(row_at)
+    cuts = range(RESCORE_PAIRS, num_pairs, RESCORE_PAIRS)
+    at = torch.searchsorted(starts, torch.tensor(cuts, device=starts.device)).tolist() if cuts else []
+    for first, stop in itertools.pairwise(sorted({0, *at, num_seeds})):
+        if stop - first == num_seeds:
+            yield slice(0, num_seeds), starts, row_at
+        else:
+            begin, end = int(starts[first]), int(starts[stop])
+            yield slice(first, stop), starts[first : stop + 1] - begin, row_at[begin:end]
+
+
 def _split(
     starts: torch.Tensor, row_at: torch.Tensor, parts: list[slice]
 ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
@@ -267,14 +289,14 @@ def check_finite(lengths: torch.Tensor, vectors: Vectors, start: int) -> None:
         raise UserError(f"{vectors.name(row)}: its vector holds a number that is not finite (NaN or infinity)")
 
 
-def read_npz(path: Path) -> dict[str, Any] | None:
-    """The arrays, or None where there is no such file or a damaged one (a zip file carries checksums)."""
+def read_npz(path: Path, names: set[str]) -> dict[str, Any] | None:
+    """The arrays of these names, or None where there is no such file or a damaged one (zip files carry checksums)."""
     try:
         with path.open("rb") as file, np.load(file) as arrays:
-            return dict(arrays)
+            return {name: arrays[name] for name in names}
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of damaged files zipfile and numpy raise half a dozen kinds
         log.warning("%s cannot be read and is computed anew: %s", path, error)
         return None
 
@@ -285,6 +307,8 @@ def write_npz(path: Path, arrays: dict[str, Any]) -> None:
     try:
         with temporary.open("wb") as file:
             np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.rename(path)
     except OSError:
         temporary.unlink(missing_ok=True)

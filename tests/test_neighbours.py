@@ -204,6 +204,25 @@ def test_lists_of_the_nearest(cosine: float, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_pairs_rescored_in_several_runs_of_seeds(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few pairs at once, little room for new keys, small copies: what large searches do with many pairs."""
+    monkeypatch.setattr(scan, "RESCORE_PAIRS", 100)
+    monkeypatch.setattr(exact, "_MOST_ROOM", 70)
+    monkeypatch.setattr(exact, "_TABLE_BYTES", 4000)
+    pool = crowded(900, 20, 0.5, seed=33)
+    pool[300:600] = pool[0]
+    for k in (3, 200, 900):
+        check(crowded(30, 20, 0.5, seed=34), pool, k, backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_sample_that_is_the_pool_misjudges_no_seed(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    check(crowded(200, 64, 0.5, seed=35), crowded(3000, 64, 0.5, seed=36), 512, backend)
+    assert "searched again" not in caplog.text
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_degenerate_pools(backend: Backend) -> None:
     rng = np.random.default_rng(13)
     equal = np.tile(crowded(1, 9, 0.5, seed=13), (300, 1))
@@ -306,10 +325,20 @@ def test_a_damaged_cache_is_computed_anew(tmp_path: Path, caplog: pytest.LogCapt
     seeds, pool = vectors[:20], Counted(vectors[20:])
     wanted = cached_search(tmp_path, "key", seeds, pool, 10, SearchConfig(), device=CPU)
     path = tmp_path / "neighbours" / "key.npz"
-    path.write_bytes(path.read_bytes()[:-200])
-    again = cached_search(tmp_path, "key", seeds, pool, 10, SearchConfig(), device=CPU)
-    np.testing.assert_array_equal(again[0], wanted[0])
-    assert "computed anew" in caplog.text
+    whole = path.read_bytes()
+    other = bytearray(whole)
+    other[whole.index(b"PK\x01\x02") + 10] ^= 4  # a compression method that does not exist
+    for damaged in (whole[:-200], b"", bytes(other)):
+        caplog.clear()
+        path.write_bytes(damaged)
+        again = cached_search(tmp_path, "key", seeds, pool, 10, SearchConfig(), device=CPU)
+        np.testing.assert_array_equal(again[0], wanted[0])
+        assert "computed anew" in caplog.text
+        assert path.read_bytes() == whole
+    np.savez(path, positions=wanted[0])
+    np.testing.assert_array_equal(
+        cached_search(tmp_path, "key", seeds, pool, 10, SearchConfig(), device=CPU)[0], wanted[0]
+    )
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
