@@ -69,6 +69,13 @@ def read_parquet(media_root: Path, value: str, *, id_column: str, audio_column: 
         if column.null_count:
             row = int(pc.index(pc.is_null(column), True).as_py())
             raise UserError(f"{media.parquet_key(str(file), row)}: no id (null in column {id_column!r})")
+        lists = table.column(labels_column).combine_chunks()
+        if isinstance(lists, pa.ChunkedArray):
+            lists = pa.concat_arrays(lists.chunks) if lists.num_chunks else pa.array([], lists.type)
+        nulls = pc.is_null(pc.list_flatten(lists))
+        if pc.any(nulls).as_py():
+            row = int(pc.list_parent_indices(lists)[pc.index(nulls, True).as_py()].as_py())
+            raise UserError(f"{media.parquet_key(str(file), row)}: null among the labels in column {labels_column!r}")
         ids += column.chunks
         labels += table.column(labels_column).cast(pa.list_(pa.string())).chunks
         paths += [media.parquet_key(name, row) for row in range(table.num_rows)]
@@ -76,10 +83,8 @@ def read_parquet(media_root: Path, value: str, *, id_column: str, audio_column: 
         raise UserError(f"{value}: empty index: the parquet files hold no rows")
     all_ids = pa.concat_arrays(ids)
     refuse_duplicates(value, all_ids)
-    lists = pa.concat_arrays(labels)
-    if pc.list_flatten(lists).null_count:
-        raise UserError(f"{value}: null among the labels of a row in column {labels_column!r}")
-    return Index(f"{value}.parquet", all_ids, pa.array(paths, type=pa.string()), labels_from_lists(lists))
+    of_all = labels_from_lists(pa.concat_arrays(labels))
+    return Index(f"{value}.parquet", all_ids, pa.array(paths, type=pa.string()), of_all)
 
 
 def _is_text(kind: Any) -> bool:
@@ -128,6 +133,8 @@ def read_tar(media_root: Path, value: str) -> Index:
         try:
             with tarfile.open(file, "r:") as tar:
                 columns.add_shard(tar, name)
+                if tar.offset >= file.stat().st_size:
+                    raise tarfile.ReadError("it ends without the empty blocks that end a tar file: cut off?")
         except (tarfile.TarError, OSError) as error:
             raise UserError(f"{name}: not a complete tar file ({error})") from None
     if not columns.ids:
@@ -160,6 +167,8 @@ class _TarColumns:
         for member in tar:
             if not member.isreg():
                 continue
+            if not _is_text_utf8(member.name):
+                raise UserError(f"{shard}: the member name {member.name!r} is not UTF-8")
             folder, _, base = member.name.removeprefix("./").rpartition("/")
             stem, _, suffix = base.partition(".")
             key = f"{folder}/{stem}" if folder else stem
@@ -179,15 +188,24 @@ class _TarColumns:
             self.sizes.append(size)
 
 
+def _is_text_utf8(text: str) -> bool:
+    """Whether it holds no half of a surrogate pair, nor what stands for bytes that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _json_labels(tar: tarfile.TarFile, member: tarfile.TarInfo, shard: str) -> list[str]:
     where = media.tar_key(shard, member.name)
     file = tar.extractfile(member)
     assert file is not None, "a regular member has content"
     try:
         record = json.loads(file.read())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({error})") from None
     labels = record.get("labels", []) if isinstance(record, dict) else None
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+    if not isinstance(labels, list) or not all(isinstance(x, str) and _is_text_utf8(x) for x in labels):
         raise UserError(f"{where}: must be an object whose 'labels' is a list of strings")
     return labels

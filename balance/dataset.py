@@ -68,8 +68,8 @@ def load_neighbours(path: str | os.PathLike[str], *, top: int) -> dict[str, list
     UserError for a missing or malformed file, a seed named twice or one with fewer neighbours than `top`.
     """
     path = Path(path)
-    if top < 1:
-        raise UserError(f"top={top}: the number of neighbours a seed is at least 1")
+    if not isinstance(top, int) or top < 1:
+        raise UserError(f"top={top}: the number of neighbours a seed is a whole number, at least 1")
     if not path.is_file():
         raise UserError(f"{path}: no such k-NN file; a run writes neighbours_k{{K}}.jsonl and .parquet")
     found: dict[str, list[tuple[str, float]]] = {}

@@ -116,7 +116,7 @@ def _read_segments(path: Path, media: Path) -> Index:
 def read_label_map(path: Path) -> list[str]:
     """The label ids of a `class_labels_indices.csv` (`index,mid,display_name`), by index. UserError if it is none."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; ast_json needs AST's label map (index,mid,display_name)") from None
@@ -142,7 +142,7 @@ def read_ast_json(path: Path, *, media: Path, label_map: Path) -> Index:
     known = set(read_label_map(label_map))
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from None
     entries = content.get("data") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
@@ -155,10 +155,14 @@ def read_ast_json(path: Path, *, media: Path, label_map: Path) -> Index:
             raise UserError(f"{where}: no 'wav' (a path) in it")
         if not isinstance(entry.get("labels", ""), str):
             raise UserError(f"{where}: 'labels' must be one string, joined by commas")
+        try:
+            originals.append(json.dumps(entry, ensure_ascii=False).encode())
+        except UnicodeEncodeError:
+            raise UserError(f"{where}: half of a surrogate pair (\\ud800 and the like): not text") from None
         wav = os.path.normpath(entry["wav"])
         if os.path.isabs(wav):
             if not wav.startswith(prefix):
-                folder = os.path.commonpath([os.path.dirname(e["wav"]) for e in entries if isinstance(e, dict)])
+                folder = os.path.dirname(wav)
                 raise UserError(f"{where}: {wav} is not under dataset.media={media}; say dataset.media={folder}")
             wav = wav[len(prefix) :]
         names = [name for name in entry.get("labels", "").split(",") if name]
@@ -168,7 +172,6 @@ def read_ast_json(path: Path, *, media: Path, label_map: Path) -> Index:
         ids.append((os.path.splitext(os.path.basename(wav))[0]).removesuffix(".p0"))
         paths.append(wav)
         labels.append(names)
-        originals.append(json.dumps(entry, ensure_ascii=False).encode())
     all_ids = pa.array(ids, type=pa.string())
     refuse_duplicates(str(path), all_ids)
     return Index(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -44,10 +45,10 @@ class SegmentList:
 def read_list(path: Path) -> SegmentList:
     """An official segment list. UserError names the file and the line that is none."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             rows = SegmentList(str(path), [], [], [], [])
             for number, line in enumerate(file, 1):
-                if not line.startswith("#"):
+                if not line.startswith("#") and not line.isspace():
                     _add_row(rows, path, number, line.rstrip("\r\n"))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason})") from None
@@ -61,13 +62,13 @@ def read_list(path: Path) -> SegmentList:
 
 def _add_row(rows: SegmentList, path: Path, number: int, line: str) -> None:
     fields = line.split(", ", 3)
-    if len(fields) == 4 and fields[0] and len(fields[3]) > 2 and fields[3][0] == fields[3][-1] == '"':
+    if len(fields) == 4 and len(fields[3]) > 2 and fields[3][0] == fields[3][-1] == '"':
+        id, bos, eos, labels = fields
         try:
-            float(fields[1]), float(fields[2])
+            is_time = math.isfinite(float(bos)) and math.isfinite(float(eos))
         except ValueError:
-            pass
-        else:
-            id, bos, eos, labels = fields
+            is_time = False
+        if is_time and id and not {'"', "/"} & set(id) and "" not in labels[1:-1].split(","):
             rows.ids.append(id)
             rows.bos.append(sys.intern(bos))  # few distinct ones
             rows.eos.append(sys.intern(eos))
@@ -82,11 +83,13 @@ def wanted(lists: Sequence[SegmentList]) -> Wanted:
     """The ids of all lists, numbered; an id in two lists is one clip (the first list's start counts)."""
     number: dict[str, int] = {}
     start_s: list[float] = []
+    end_s: list[float] = []
     for rows in lists:
-        for id, bos in zip(rows.ids, rows.bos, strict=True):
+        for id, bos, eos in zip(rows.ids, rows.bos, rows.eos, strict=True):
             if number.setdefault(id, len(start_s)) == len(start_s):
                 start_s.append(float(bos))
-    return Wanted(number, start_s)
+                end_s.append(float(eos))
+    return Wanted(number, start_s, end_s)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -183,8 +183,9 @@ def _open_npy(path: Path, ids: Any) -> FlatVectors:
         size_bytes = os.fstat(file.fileno()).st_size
     if dtype != np.dtype("<f4") or len(shape) != 2 or fortran:
         order = "column" if fortran else "row"
+        kind = dtype.name if dtype.isnative else f"big-endian {dtype.name}"
         raise UserError(
-            f"{path}: {dtype.name} of shape {shape}, {order}-major; vectors must be float32 (n, dim), "
+            f"{path}: {kind} of shape {shape}, {order}-major; vectors must be float32 (n, dim), "
             "row-major: numpy.save(file, numpy.ascontiguousarray(x, dtype='float32'))"
         )
     num_rows, dim = int(shape[0]), int(shape[1])
@@ -220,11 +221,13 @@ def _spool_parquet(path: Path, scratch: Path | None) -> tuple[FlatVectors, Any]:
             raise UserError(f"{path}: holds no vectors")
         ids: list[Any] = []
         dim, row = -1, 0
-        for batch in file.iter_batches(batch_size=4096, columns=["id", "embedding"]):
+        for batch in _batches(file, path):
             lengths = pc.fill_null(pc.list_value_length(batch.column("embedding")), -1).to_numpy()
             dim = int(lengths[0]) if dim < 0 else dim
             if (wrong := np.flatnonzero((lengths != dim) | (lengths < 1))).size:
                 at = int(wrong[0])
+                if lengths[at] < 0:
+                    raise UserError(f"{path} row {row + at}: null instead of a vector")
                 raise UserError(f"{path} row {row + at}: a vector of {lengths[at]} values where the first has {dim}")
             flat = pc.list_flatten(batch.column("embedding"))
             names = batch.column("id").cast(pa.string())
@@ -236,6 +239,13 @@ def _spool_parquet(path: Path, scratch: Path | None) -> tuple[FlatVectors, Any]:
         copy.flush()
         all_ids = pa.concat_arrays(ids)
         return FlatVectors(os.dup(copy.fileno()), 0, (num_rows, dim), path.name, all_ids), all_ids
+
+
+def _batches(file: Any, path: Path) -> Iterator[Any]:
+    try:
+        yield from file.iter_batches(batch_size=4096, columns=["id", "embedding"])
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: damaged ({str(error).splitlines()[0]})") from None
 
 
 def _spool_folder(path: Path, scratch: Path | None) -> tuple[FlatVectors, Any]:
@@ -261,7 +271,7 @@ def _read_npz(path: Path) -> Float32:
             vector = archive["v"]
     except KeyError:
         raise UserError(f"{path}: no key 'v' in it") from None
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:  # TypeError: it is a .npy
         raise UserError(f"{path}: cannot be read as .npz ({type(error).__name__})") from None
     if vector.dtype != np.float32 or vector.size == 0 or vector.size != vector.shape[-1]:
         raise UserError(f"{path}: 'v' is {vector.dtype} of shape {vector.shape}; one float32 vector is expected")

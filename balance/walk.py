@@ -3,8 +3,9 @@
 In: the root and the listed segments by id. Out: `Found`, columns by the number of the id. Two layouts: VIP-ANT's
 `{dir}/aclip/{id}.{rest}` with `{dir}/frame/…` beside it (a name is split at its first dot; the rest of a gold file
 begins with `p0.`), and the flat ones of download tools: `{id}.wav`, `Y{id}.wav`, `{id}_{start}.flac`,
-`{id}_{start_ms}_{end_ms}.…` in any folder. Names alone decide, since two million stats on a network disk take an
-hour: what is named .mp3 is taken for one. Of a clip in two folders, the first folder by name counts.
+`{id}_{start}_{end}.…` (both in seconds or both in milliseconds) in any folder. Names alone decide, since two million
+stats on a network disk take an hour: what is named .mp3 is taken for one. Of a clip in two folders, the first folder by
+name counts.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ GOLD = "p0."
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Wanted:
-    """The clips to look for: number[id] counts from 0; start_s[number] tells segments of one video apart."""
+    """The clips to look for: number[id] counts from 0; start_s, end_s[number] tell segments of one video apart."""
 
     number: Mapping[str, int]
     start_s: list[float]
+    end_s: list[float]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,10 +90,11 @@ class _Seen:
 def scan(root: Path, wanted: Wanted, *, skip: Path | None = None) -> Found:
     """Walk the tree once; `skip` is a folder not to enter (the one being written, if it lies inside).
 
-    Links to folders are followed, except to a folder that the walk is inside of.
+    Links to folders are followed, except to a folder that the walk is inside of. Where `skip` is the root itself,
+    gold files that are links into it are not seen: an earlier run made them.
     """
-    walk = _Walk(wanted)
     skipped = os.path.abspath(skip) if skip is not None else None
+    walk = _Walk(wanted, os.path.realpath(root) if skipped == os.path.abspath(root) else None)
     stack = [""]
     while stack:
         relative = stack.pop()
@@ -104,8 +107,9 @@ def scan(root: Path, wanted: Wanted, *, skip: Path | None = None) -> Found:
 class _Walk:
     """What has been seen so far."""
 
-    def __init__(self, wanted: Wanted) -> None:
+    def __init__(self, wanted: Wanted, linked_into: str | None) -> None:
         self._wanted = wanted
+        self._linked_into = linked_into
         self._folders: list[str] = []
         self._gold = {"aclip": _Seen(), "clip": _Seen()}
         self._frames = _Seen()
@@ -129,6 +133,8 @@ class _Walk:
                 if entry.is_dir(follow_symlinks=False):
                     below.append(f"{relative}/{name}" if relative else name)
                     continue
+                if (gold is not None or is_frames) and self._is_own_link(entry):
+                    continue
                 id, _, rest = name.partition(".")
                 suffix = rest.rpartition(".")[2].lower()
                 if is_frames:
@@ -146,6 +152,13 @@ class _Walk:
                     below.append(f"{relative}/{name}" if relative else name)
         return below
 
+    def _is_own_link(self, entry: os.DirEntry[str]) -> bool:
+        return (
+            self._linked_into is not None
+            and entry.is_symlink()
+            and os.path.realpath(entry.path).startswith(self._linked_into + os.sep)
+        )
+
     def _add_flat(self, name: str, suffix: str, path: str) -> None:
         clip = self._flat_clip(name.rpartition(".")[0])
         if clip is None:
@@ -157,7 +170,7 @@ class _Walk:
 
     def _flat_clip(self, stem: str) -> int | None:
         """The clip that a flat name means. An id may hold `_` and digits, so the whole stem is tried first."""
-        number, start_s = self._wanted.number, self._wanted.start_s
+        number = self._wanted.number
         candidates = (stem, stem[1:]) if stem.startswith("Y") else (stem,)
         for candidate in candidates:
             if candidate in number:
@@ -166,9 +179,20 @@ class _Walk:
             for num_times in (1, 2):
                 id, *times = candidate.rsplit("_", num_times)
                 clip = number.get(id)
-                if clip is not None and len(times) == num_times and _is_start(times[0], start_s[clip]):
+                if clip is not None and len(times) == num_times and self._is_segment(times, clip):
                     return clip
         return None
+
+    def _is_segment(self, times: list[str], clip: int) -> bool:
+        """Whether a name's numbers are the segment's start, or start and end (tools cut off fractions): one in
+        seconds, two in seconds or milliseconds."""
+        try:
+            values = [float(text) for text in times]
+        except ValueError:
+            return False
+        ends_s = (self._wanted.start_s[clip], self._wanted.end_s[clip])
+        units = (1.0, 1000.0) if len(values) == 2 else (1.0,)
+        return any(all(abs(value / unit - s) < 1 for value, s in zip(values, ends_s, strict=False)) for unit in units)
 
     def found(self) -> Found:
         num_ids = len(self._wanted.start_s)
@@ -207,15 +231,6 @@ def _files(seen: _Seen, clips: Int64, places: Int32, folder: Int32) -> Files:
     order = np.lexsort((codes, clips))
     offsets = np.concatenate([[0], np.cumsum(np.bincount(clips, minlength=len(folder)))]).astype(np.int64)
     return Files(rests, offsets, codes[order])
-
-
-def _is_start(text: str, start_s: float) -> bool:
-    """Whether a name's number is the segment's start in seconds or milliseconds (tools cut off fractions)."""
-    try:
-        value = float(text)
-    except ValueError:
-        return False
-    return abs(value - start_s) < 1 or abs(value / 1000 - start_s) < 1
 
 
 def _is_inside(here: str, link: str) -> bool:

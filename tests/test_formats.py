@@ -329,6 +329,14 @@ def cut_tar(root: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:20_000])
 
 
+def cut_tar_between_members(root: Path) -> None:
+    make(Format.webdataset, root)
+    shard = root / "X" / "shard-00001.tar"
+    with tarfile.open(shard) as tar:
+        last = tar.getmembers()[-1]
+    shard.write_bytes(shard.read_bytes()[: last.offset])
+
+
 def tar_without_json(root: Path) -> None:
     with tarfile.open(root / "X.tar", "w") as tar:
         add_member(tar, "abc.flac", b"x")
@@ -377,6 +385,10 @@ GOOD = {"wav": "a.wav", "labels": "/m/a"}
     ("format", "makes", "words"),
     [
         (Format.webdataset, [cut_tar], "X/shard-00001.tar: not a complete tar"),
+        (Format.webdataset, [cut_tar_between_members], "X/shard-00001.tar: not a complete tar"),
+        (Format.webdataset, [tar_with("abc.json", b'{"labels": ["\\ud800"]}')], "X.tar: abc.json: must be an object"),
+        (Format.webdataset, [tar_with("abc.json", b"[" * 100_000)], "X.tar: abc.json: not JSON"),
+        (Format.webdataset, [tar_with("\udcff.json", b"{}")], "is not UTF-8"),
         (Format.webdataset, [junk("X.tar", b"junk" * 400)], "X.tar: not a complete tar"),
         (Format.webdataset, [tar_without_json], "X.tar: abc.flac: no abc.json"),
         (Format.webdataset, [tar_with("abc.json", b"{")], "X.tar: abc.json: not JSON"),
@@ -398,7 +410,7 @@ GOOD = {"wav": "a.wav", "labels": "/m/a"}
         (
             Format.parquet,
             [parquet_with(labels=NULL_LABEL)],
-            "null among the labels",
+            "X.parquet row 1: null among the labels",
         ),
         (Format.ast_json, [ast([GOOD], with_map=False)], "class_labels_indices.csv: no such file"),
         (Format.ast_json, [ast([GOOD]), junk("class_labels_indices.csv", b"a,b\n1,2\n")], "not a label map"),
@@ -407,10 +419,15 @@ GOOD = {"wav": "a.wav", "labels": "/m/a"}
         (Format.ast_json, [ast([{"wav": "b.wav", "labels": ["/m/a"]}])], "data[0]: 'labels' must be one string"),
         (Format.ast_json, [ast([GOOD, {"wav": "x/a.flac", "labels": ""}])], "more than once: a"),
         (Format.ast_json, [ast([{"wav": "/elsewhere/b.wav", "labels": ""}])], "say dataset.media=/elsewhere"),
+        (Format.ast_json, [ast([{"wav": "/elsewhere/b.wav"}, {"wav": "c.wav"}, 3])], "say dataset.media=/elsewhere"),
+        (Format.ast_json, [ast([{"wav": "\ud800.wav"}])], "data[0]: half of a surrogate pair"),
         (Format.ast_json, [ast([])], "at least one clip"),
         (Format.ast_json, [ast([GOOD]), junk("X.json")], "not JSON"),
         (Format.segments, [junk("X.csv", b'{"id": "a"}\n')], "an index already"),
         (Format.segments, [junk("X.csv", b"# a\n# b\n# c\n")], "empty segment list"),
+        (Format.segments, [junk("X.csv", b'\xef\xbb\xbf# a\n\nabc, nan, 10, "/m/a"\n\n')], "X.csv line 3"),
+        (Format.segments, [junk("X.csv", b'../x, 0, 10, "/m/a"\n')], "X.csv line 1"),
+        (Format.segments, [junk("X.csv", b'abc, 0, 10, "/m/a,"\n')], "X.csv line 1"),
         (Format.segments, [junk("X.csv", b'# a\nabc, 0, 10, "/m/a"\nabc, x, 10, "/m/a"\n')], "X.csv line 3"),
         (Format.segments, [junk("X.csv", b'abc, 0, 10, "/m/a"\nabc, 1, 10, "/m/a"\n')], "more than once: abc"),
         (Format.segments, [junk("X.csv", b'abc, 0.000, 10.000, "/m/a"\n')], "none of its 1 clips is under"),

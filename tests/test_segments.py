@@ -132,7 +132,14 @@ FLAT = {
 @pytest.mark.parametrize("layout", list(FLAT))
 def test_flat_layouts_are_linked(tmp_path, layout):
     media, out = tmp_path / "media", tmp_path / "deep" / "out"
-    touch(media, *FLAT[layout], "nowhere_000_77.flac", "--PJHxphWEs_500_510.txt")
+    touch(
+        media,
+        *FLAT[layout],
+        "nowhere_000_77.flac",
+        "nowhere_000_10000.flac",
+        "nowhere_000_10_30.flac",
+        "--PJHxphWEs_500_510.txt",
+    )
     for name in FLAT[layout]:
         (media / name).write_text(name)
     segments = write_list(tmp_path / "eval_segments.csv")
@@ -159,6 +166,17 @@ def test_media_inside_out_are_not_walked_twice(tmp_path):
         run(segments=write_list(tmp_path / "l.csv"), media=tmp_path, out=tmp_path / "out")
         target = os.readlink(tmp_path / "out" / "l_0_5" / "aclip" / "--PJHxphWEs.p0.wav")
         assert target == "../../../--PJHxphWEs.wav"
+
+
+def test_flat_media_indexed_in_place_again(tmp_path):
+    """index.out=index.media: the second time the links of the first lie among the media."""
+    touch(tmp_path, "--PJHxphWEs.wav")
+    for more in ("a_b_30000_c.flac", "Yz345678901.mp3"):
+        run(segments=write_list(tmp_path / "l.csv"), media=tmp_path, out=tmp_path)
+        index = read_index(tmp_path / "src_l.csv")
+        assert all((tmp_path / path).resolve().parent == tmp_path for path in index.paths.to_pylist())
+        touch(tmp_path, more)
+    assert len(index) == 2
 
 
 def test_a_mixed_tree_is_linked_whole(tmp_path, vipant):

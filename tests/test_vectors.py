@@ -108,6 +108,12 @@ def test_guard_needs_no_vectors(tmp_path):
         read_guard(tmp_path, "c")
 
 
+def npy_as_npz(root):
+    (root / "s").mkdir()
+    np.save(root / "a.npy", X[0])
+    (root / "a.npy").rename(root / "s" / "a.npz")
+
+
 def npz(**arrays):
     def write(root: Path) -> None:
         write_folder(root, "s")
@@ -150,6 +156,7 @@ def no_embedding(root: Path) -> None:
         (junk("s.npy"), "not a .npy file"),
         (junk("s.parquet"), "not a parquet file"),
         (junk("s/a.npz"), "cannot be read as .npz"),
+        (npy_as_npz, "cannot be read as .npz"),
         (no_embedding, "no column 'embedding'; it has id, vector"),
         (lambda r: write_parquet(r, "s", kind=pa.list_(pa.float64())), "it must be a list of float32"),
         (lambda r: write_parquet(r, "s", ids=list(range(5))), "column 'id' is int64"),
