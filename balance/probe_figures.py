@@ -82,7 +82,7 @@ def size_curve(found: dict[str, Any], reading: str, figure: str = "map") -> str:
         axes.set_xlabel("training clips (log scale)")
         axes.set_ylabel({"map": "mAP", "map_prior": "mAP at the pool's shares", "d_prime": "d′"}[figure])
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="lower right", fontsize=10)
+            axes.legend(fontsize=10, frameon=True, facecolor=PAPER, framealpha=0.8, edgecolor="none")
         word = {"logistic": "logistic regression", "knn": "k-NN vote"}[reading]
         return svg(plot, f"{figure} against the number of training clips, {word}")
 
