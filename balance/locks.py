@@ -22,9 +22,11 @@ STALE_S = 300.0
 
 
 def _start_time(pid: int) -> str:
-    """The kernel's start time of a process ("" if there is none): a reused process id is not its former owner."""
+    """The kernel's start time of a process: a reused process id is not its former owner. "" if there is none, or a
+    dead one that its parent has not yet waited for."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return "" if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
         return ""
 

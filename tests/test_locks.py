@@ -58,6 +58,18 @@ def test_a_reused_process_id_is_not_the_holder(tmp_path: Path) -> None:
     assert locks.is_stale(tmp_path / "lock")
 
 
+def test_a_dead_process_that_nobody_waited_for_is_not_the_holder(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    started = Path(f"/proc/{child.pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    assert locks.process_alive(child.pid, started)
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, and still there as a zombie
+    try:
+        assert not locks.process_alive(child.pid, started)
+    finally:
+        child.communicate()
+
+
 def test_a_half_written_lock_is_respected_while_it_is_young(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text('{"host": "no')
     assert locks.acquire(tmp_path / "lock") is None
