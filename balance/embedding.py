@@ -62,7 +62,7 @@ def embed_media(
 ) -> Embedded:
     """Embed what is not yet embedded. names: label id -> name, for messages. Raises UserError, OSError."""
     precision = settings.encoder.precision.resolve(device.type)
-    fingerprint, made_by = fingerprint_of(checkpoint, precision)
+    fingerprint, made_by = fingerprint_of(checkpoint, precision, settings.encoder.compile)
     directory = settings.cache / "embeddings" / f"{settings.dataset.name}-{fingerprint}"
     started = time.monotonic()
     held = store.Store(directory, ignore=settings.refresh)
@@ -128,7 +128,7 @@ def embed_media(
     )
 
 
-def fingerprint_of(checkpoint: Checkpoint, precision: Precision) -> tuple[str, dict[str, Any]]:
+def fingerprint_of(checkpoint: Checkpoint, precision: Precision, compile: bool) -> tuple[str, dict[str, Any]]:
     """(16 hex digits, what they stand for): everything that changes a number of an embedding. precision: resolved."""
     made_by = {
         "checkpoint_sha256": checkpoint.sha256,
@@ -136,6 +136,8 @@ def fingerprint_of(checkpoint: Checkpoint, precision: Precision) -> tuple[str, d
         "front_end_version": FRONT_END_VERSION,
         "precision": precision.value,
     }
+    if compile:  # other kernels, other last bits
+        made_by["compile"] = True
     return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16], made_by
 
 

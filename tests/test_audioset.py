@@ -26,7 +26,8 @@ def test_the_real_lists_end_to_end(tmp_path: Path) -> None:
     root, dim = tmp_path / "data", 32
     root.mkdir()
     checkpoint = read_checkpoint(worlds.write_checkpoint(root / "tiny.pth"))
-    fingerprint, _ = fingerprint_of(checkpoint, Precision.float32)
+    fingerprint, _ = fingerprint_of(checkpoint, Precision.float32, False)
+    assert fingerprint_of(checkpoint, Precision.float32, True)[0] != fingerprint
     folder = tmp_path / "cache" / "embeddings" / f"audioset-{fingerprint}"
     folder.mkdir(parents=True)
     of_label: dict[str, np.ndarray] = {}
