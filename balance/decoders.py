@@ -150,7 +150,7 @@ class _Process:
         self._popen.kill()
 
     def stop(self) -> None:
-        self._popen.kill()
+        self.kill()
         for pipe in (self._stdin, self._stdout):
             with contextlib.suppress(OSError):
                 pipe.close()
