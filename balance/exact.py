@@ -25,6 +25,10 @@ _GATHER_BYTES = 1 << 30  # of a GPU, for the rows of one batch of pairs
 _TABLE_BYTES = 1 << 25
 _MOST_ROOM = 1 << 13  # new keys a seed: for a larger k a second table of that size would cost more than more merges
 
+with warnings.catch_warnings():  # "Sparse CSR tensor support is in beta", which torch says once; not safe in threads
+    warnings.simplefilter("ignore")
+    torch.sparse_csr_tensor([0, 0], [], [], size=(1, 1), check_invariants=False)
+
 
 def lengths_of(rows64: torch.Tensor) -> torch.Tensor:
     """Euclidean lengths of float64 rows (n, dim) -> (n,) float64; not finite where a row is not."""
@@ -61,12 +65,8 @@ def cosines(
 def _dots(seeds64: torch.Tensor, rows64: torch.Tensor, starts: torch.Tensor, row_at: torch.Tensor) -> torch.Tensor:
     if seeds64.device.type == "cpu":
         # A product sampled at the pairs reads the rows where they lie: ten times faster than gathering them.
-        zeros = torch.zeros(len(row_at), dtype=torch.float64)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-            pairs = torch.sparse_csr_tensor(
-                starts, row_at, zeros, size=(len(seeds64), len(rows64)), check_invariants=False
-            )
+        zeros, size = torch.zeros(len(row_at), dtype=torch.float64), (len(seeds64), len(rows64))
+        pairs = torch.sparse_csr_tensor(starts, row_at, zeros, size=size, check_invariants=False)
         dots: torch.Tensor = torch.sparse.sampled_addmm(pairs, seeds64, rows64.t(), beta=0.0).values()
         return dots
     dots = torch.empty(len(row_at), dtype=torch.float64, device=seeds64.device)

@@ -14,7 +14,8 @@ import itertools
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 
 from balance import exact, topk
-from balance.cores import Cores
+from balance.cores import Cores, Workspace
 from balance.records import Float32, Int64, UserError, Vectors
 
 log = logging.getLogger(__name__)
@@ -31,11 +32,11 @@ SAMPLE_ROWS = 1 << 13
 SAMPLE_PIECES = 128
 GROUP_ROWS = 1 << 18  # rows between two saved states
 SEED_ROWS = 1 << 12  # seeds in one product
-RESCORE_ROWS = 1 << 12  # rows widened to float64 at once: 16 MB at dim 512, in cache
-BLOCK_PAIRS_CPU = 1 << 24  # seeds of one product x rows of a block: all of them may reach their thresholds
-RESCORE_PAIRS = 1 << 22  # pairs rescored at once, at 100 bytes
+BLOCK_PAIRS_CPU = 1 << 24  # seeds x rows of all blocks at work: all of them may reach their thresholds
+RESCORE_PAIRS = 1 << 22  # pairs rescored at once by all cores, at 100 bytes
 
 Progress = Callable[[int, int], None]
+Spread = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 
 class Search:
@@ -53,22 +54,32 @@ class Search:
     ) -> None:
         self.pool, self.k, self.product, self.scratch = pool, k, product, scratch
         self.progress = progress or (lambda done, total: None)
-        if block_rows is None:
-            most = max(1, product.block_bytes // (4 * pool.shape[1]))
-            if product.device.type == "cpu":
-                most = min(most, max(1, BLOCK_PAIRS_CPU // min(len(seeds), SEED_ROWS)))
-            block_rows = math.ceil(pool.shape[0] / math.ceil(pool.shape[0] / most))
-        self.block_rows = min(block_rows, pool.shape[0])
         self.device = product.device
+        on_cpu = self.device.type == "cpu"
+        cores = torch.get_num_threads() if on_cpu else 1
+        self.rescore_pairs = RESCORE_PAIRS // cores
+        if block_rows is None:
+            most = product.block_bytes // (4 * pool.shape[1])
+            if on_cpu:
+                most = min(most, BLOCK_PAIRS_CPU // (cores * min(len(seeds), SEED_ROWS)), -(-pool.shape[0] // cores))
+            block_rows = math.ceil(pool.shape[0] / math.ceil(pool.shape[0] / max(1, most)))
+        self.block_rows = min(block_rows, pool.shape[0])
         self.signature = f"{hashlib.sha256(seeds.tobytes()).hexdigest()} {pool.shape} {k}"
         self.seeds64 = torch.from_numpy(seeds).to(self.device).double()
         self.lengths = exact.lengths_of(self.seeds64)
-        # The part of a block that is widened to float64 at once: on a CPU 16 MB at dim 512, in cache.
-        self.part_rows = RESCORE_ROWS if self.device.type == "cpu" else self.block_rows
-        self.wide = torch.empty(self.part_rows, pool.shape[1], dtype=torch.float64, device=self.device)
+        self.workspace = Workspace(self.device)
+        self.lock = threading.Lock()
+        self.spread: Spread = map
 
     def run(self) -> Int64:
         """Keys (S, k) int64, ascending."""
+        if self.device.type != "cpu":
+            return self._run()
+        with Cores() as cores:
+            self.spread = cores.map
+            return self._run()
+
+    def _run(self) -> Int64:
         sample64, sample_lengths = self._sample()
         units = sample64 / torch.where(sample_lengths > 0, sample_lengths, 1.0)[:, None]
         mean = units.mean(dim=0)
@@ -115,16 +126,13 @@ class Search:
             return torch.full((len(self.seeds64),), -torch.inf, device=self.device)
         centre = topk.Centre(mean, scale, topk.first_pass_dtype(self.device))
         seeds, constants = centre.seeds(self.seeds64)
-        sample = centre.empty(num_sample)
-        centre.pool(sample64.float(), sample64, lengths, sample, bounds=False)
+        sample = centre.pool(sample64.float(), sample64, lengths, bounds=False)
 
         def best(some: torch.Tensor) -> torch.Tensor:
             return topk.ranked(some @ sample.t(), rank)
 
-        if self.device.type == "cpu":
-            with Cores() as cores:  # the ranking runs on one core
-                return centre.cosines(torch.cat(cores.map(best, torch.split(seeds, 128))), constants)
-        return centre.cosines(torch.cat([best(some) for some in torch.split(seeds, 1024)]), constants)
+        rows = 128 if self.device.type == "cpu" else 1024
+        return centre.cosines(torch.cat(list(self.spread(best, torch.split(seeds, rows)))), constants)
 
     def _scan(
         self,
@@ -138,70 +146,77 @@ class Search:
         """One pass over the pool: keys (S, k), complete wherever the last similarity is at least the guess."""
         num_pool = self.pool.shape[0]
         batches = [
-            _Batch(centre, seeds64[i : i + SEED_ROWS], lengths[i : i + SEED_ROWS], guesses[i : i + SEED_ROWS])
+            _Batch(centre, seeds64[i : i + SEED_ROWS], lengths[i : i + SEED_ROWS], guesses[i : i + SEED_ROWS], i)
             for i in range(0, len(seeds64), SEED_ROWS)
         ]
         running = exact.Running(len(seeds64), self.k, self.device)
-        start = self._resume(running, guesses) if resumable else 0
-        saved, block_rows = start, self.block_rows
-        matrix = centre.empty(block_rows)
-        self.progress(start, num_pool)
-        while start < num_pool:
-            stop = min(start + block_rows, num_pool)
+        done = start = self._resume(running, guesses) if resumable else 0
+        self.progress(done, num_pool)
+
+        def add(block: slice) -> None:
+            nonlocal done
+            fits = True
             try:
-                self._add_block(start, stop, centre, matrix, batches, running)
+                self._add_block(block, centre, batches, running)
             except torch.cuda.OutOfMemoryError:
-                block_rows = (stop - start) // 2
-                if not block_rows:
+                if block.stop - block.start == 1:
                     raise
-                running.forget(start)
-                torch.cuda.empty_cache()
-                log.info("search: the GPU is out of memory; going on with blocks of %d rows", block_rows)
-                continue
+                fits = False  # and out of the clause, where the failed block's tensors are let go
+            if not fits:
+                running.forget(block.start)
+                self._halve_blocks(block)
+                for half in self._blocks(block.start, block.stop):
+                    add(half)
+                return
+            with self.lock:
+                done += block.stop - block.start
+                self.progress(done, num_pool)
+
+        while start < num_pool:
+            whole_blocks = -(-GROUP_ROWS // self.block_rows) * self.block_rows
+            stop = min(start + whole_blocks, num_pool)
+            for _ in self.spread(add, self._blocks(start, stop)):
+                pass
+            running.merge()
             start = stop
-            if resumable and start - saved >= GROUP_ROWS and start < num_pool:
-                running.merge()
+            if resumable and start < num_pool:
                 self._save(running, start, guesses)
-                saved = start
-            self.progress(start, num_pool)
-        running.merge()
         return running.keys
 
-    def _add_block(
-        self,
-        start: int,
-        stop: int,
-        centre: topk.Centre,
-        matrix: torch.Tensor,
-        batches: list[_Batch],
-        running: exact.Running,
-    ) -> None:
-        """Pool rows start … stop against every seed."""
-        rows, matrix = self._block(start, stop), matrix[: stop - start]
-        lengths = torch.empty(len(rows), dtype=torch.float64, device=self.device)
-        parts = [slice(first, first + self.part_rows) for first in range(0, len(rows), self.part_rows)]
-        for part in parts:
-            wide = self.wide[: len(lengths[part])]
-            centre.pool(rows[part], wide, lengths[part], matrix[part])
-            check_finite(lengths[part], self.pool, start + part.start)
-        likely = self._likely(len(rows), start)
+    def _blocks(self, start: int, stop: int) -> Iterator[slice]:
+        while start < stop:
+            block = slice(start, min(start + self.block_rows, stop))
+            yield block
+            start = block.stop
+
+    def _halve_blocks(self, block: slice) -> None:
+        self.block_rows = (block.stop - block.start) // 2
+        self.workspace = Workspace(self.device)
+        torch.cuda.empty_cache()
+        log.info("search: the GPU is out of memory; going on with blocks of %d rows", self.block_rows)
+
+    def _add_block(self, block: slice, centre: topk.Centre, batches: list[_Batch], running: exact.Running) -> None:
+        """These rows of the pool against every seed."""
+        rows = self._block(block.start, block.stop)
+        wide = self.workspace.empty("wide", *rows.shape, dtype=torch.float64)
+        lengths = self.workspace.empty("lengths", len(rows), dtype=torch.float64)
+        matrix = centre.pool(rows, wide, lengths)
+        check_finite(lengths, self.pool, block.start)
+        likely = self._likely(len(rows), block.start)
         if not self.product.needs_guess:  # then nothing but the running K-th keeps the pairs few
-            running.merge()
-        first_seed = 0
+            with self.lock:
+                running.merge()
         for batch in batches:
-            lowest = running.lowest[first_seed : first_seed + len(batch.matrix)]
+            lowest = running.lowest[batch.first_seed : batch.first_seed + len(batch.matrix)]
             thresholds = centre.thresholds(torch.maximum(batch.guesses, lowest), batch.constants)
             starts, row_at = self.product.above(centre, batch.matrix, matrix, thresholds, self.k, likely)
-            for some, its_starts, its_rows in _chunks(starts, row_at):
-                for part, part_starts, part_rows in _split(its_starts, its_rows, parts):
-                    if len(parts) > 1:
-                        wide = self.wide[: len(lengths[part])].copy_(rows[part])
-                    similarities = exact.cosines(
-                        batch.seeds64[some], batch.lengths[some], wide, lengths[part], part_starts, part_rows
-                    )
-                    keys = exact.to_keys(similarities, part_rows + (start + part.start))
-                    running.add(first_seed + some.start, part_starts, keys)
-            first_seed += len(batch.matrix)
+            for some, its_starts, its_rows in _chunks(starts, row_at, self.rescore_pairs):
+                similarities = exact.cosines(
+                    batch.seeds64[some], batch.lengths[some], wide, lengths, its_starts, its_rows
+                )
+                keys = exact.to_keys(similarities, its_rows + block.start)
+                with self.lock:
+                    running.add(batch.first_seed + some.start, its_starts, keys)
 
     def _likely(self, num_rows: int, num_done: int) -> int:
         """How many of a block's rows reach a seed's running K-th, for nearly all seeds, if the pool is well mixed: of
@@ -241,19 +256,26 @@ class Search:
 
 
 class _Batch:
-    """The seeds of one product; `guesses` is a view."""
+    """The seeds of one product, from `first_seed` on; `guesses` is a view."""
 
     def __init__(
-        self, centre: topk.Centre, seeds64: torch.Tensor, lengths: torch.Tensor, guesses: torch.Tensor
+        self,
+        centre: topk.Centre,
+        seeds64: torch.Tensor,
+        lengths: torch.Tensor,
+        guesses: torch.Tensor,
+        first_seed: int,
     ) -> None:
-        self.seeds64, self.lengths, self.guesses = seeds64, lengths, guesses
+        self.seeds64, self.lengths, self.guesses, self.first_seed = seeds64, lengths, guesses, first_seed
         self.matrix, self.constants = centre.seeds(seeds64)
 
 
-def _chunks(starts: torch.Tensor, row_at: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-    """Runs of seeds with at most about RESCORE_PAIRS pairs: (seeds, their starts from 0, their rows)."""
+def _chunks(
+    starts: torch.Tensor, row_at: torch.Tensor, most: int
+) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+    """Runs of seeds with at most about so many pairs: (seeds, their starts from 0, their rows)."""
     num_seeds, num_pairs = len(starts) - 1, len(row_at)
-    cuts = range(RESCORE_PAIRS, num_pairs, RESCORE_PAIRS)
+    cuts = range(most, num_pairs, most)
     at = torch.searchsorted(starts, torch.tensor(cuts, device=starts.device)).tolist() if cuts else []
     for first, stop in itertools.pairwise(sorted({0, *at, num_seeds})):
         if stop - first == num_seeds:
@@ -261,24 +283,6 @@ def _chunks(starts: torch.Tensor, row_at: torch.Tensor) -> Iterator[tuple[slice,
         else:
             begin, end = int(starts[first]), int(starts[stop])
             yield slice(first, stop), starts[first : stop + 1] - begin, row_at[begin:end]
-
-
-def _split(
-    starts: torch.Tensor, row_at: torch.Tensor, parts: list[slice]
-) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-    """The pairs of each part of a block, rows counted from the part's first. Several parts only on a CPU."""
-    if len(parts) == 1:
-        yield parts[0], starts, row_at
-        return
-    seed_at = torch.arange(len(starts) - 1, device=starts.device).repeat_interleave(starts.diff())
-    step = parts[0].stop
-    order = torch.from_numpy((row_at // step).numpy().astype(np.uint16).argsort(kind="stable"))  # a radix sort
-    row_at, seed_at = row_at[order], seed_at[order]
-    firsts = torch.searchsorted(row_at // step, torch.arange(len(parts) + 1, device=starts.device)).tolist()
-    for i, part in enumerate(parts):
-        here = slice(firsts[i], firsts[i + 1])
-        counts = torch.bincount(seed_at[here], minlength=len(starts) - 1)
-        yield part, topk.to_starts(counts), row_at[here] - part.start
 
 
 def check_finite(lengths: torch.Tensor, vectors: Vectors, start: int) -> None:

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from balance.cores import Workspace
+
 EXTRA_COLUMNS = 6
 FAISS_MOST_ON_GPU = 2048
 _CAP = 3.0e4  # below float16's largest number
@@ -57,12 +59,12 @@ class Centre:
         self._mean = self._mean32.double()  # any m will do: one that float32 holds
         self._square = float(self._mean @ self._mean)
         self._work_rows = _WORK_ROWS_CPU if mean.device.type == "cpu" else _WORK_ROWS_GPU
-        self._work = torch.empty(0, device=mean.device)  # new memory costs a pass
+        self._workspace = Workspace(mean.device)
         self._gamma = self._columns * 2.0**-22  # four times γ, for hardware that truncates where it adds
 
     def seeds(self, rows64: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(S, dim) float64 holding float32 values -> product matrix (S, columns), constants q·m (S,) float64."""
-        out = self.empty(len(rows64))
+        out = torch.empty(len(rows64), self._columns, dtype=self.dtype, device=rows64.device)
         size, error, along = self._lower(rows64.float(), torch.empty_like(rows64), rows64.new_empty(len(rows64)), out)
         out[:, self._dim : self._dim + 3] = 1.0
         out[:, self._dim + 3] = self._up(size + error)
@@ -70,11 +72,13 @@ class Centre:
         return out, (along + self._square) / self.scale**2
 
     def pool(
-        self, rows: torch.Tensor, wide: torch.Tensor, lengths: torch.Tensor, out: torch.Tensor, *, bounds: bool = True
-    ) -> None:
-        """(n, dim) float32 rows into a product matrix `out` (n, columns), by the way widened into `wide` (n, dim)
-        float64 and measured into `lengths` (n,) float64; without bounds, a matrix that gives the plain approximation
-        of q·p − q·m, not a bound of it. Lengths that are not finite are the caller's to refuse."""
+        self, rows: torch.Tensor, wide: torch.Tensor, lengths: torch.Tensor, *, bounds: bool = True
+    ) -> torch.Tensor:
+        """(n, dim) float32 rows -> product matrix (n, columns), which holds until this thread asks for another; by
+        the way widened into `wide` (n, dim) float64 and measured into `lengths` (n,) float64. Without bounds, a matrix
+        that gives the plain approximation of q·p − q·m, not a bound of it. Lengths that are not finite are the
+        caller's to refuse."""
+        out = self._workspace.empty("matrix", len(rows), self._columns, dtype=self.dtype)
         size, error, along = self._lower(rows, wide, lengths, out)
         if bounds:
             # m·b is summed up like the rest; 2⁻²³ covers its third rounding, 1e-12 the float64 sums.
@@ -88,14 +92,11 @@ class Centre:
             piece = along.to(self.dtype)
             out[:, column] = piece
             along = torch.nan_to_num(along - piece.double(), nan=0.0)
+        return out
 
     def lowered(self, seeds: torch.Tensor, thresholds: torch.Tensor) -> None:
         """Lets the product be U − t, or a little more: below 0 only where U < t. Thresholds (S,) go into `seeds`."""
         seeds[:, self._dim + 5] = self._gamma * thresholds.abs() - thresholds  # t is summed up like the rest
-
-    def empty(self, num_rows: int) -> torch.Tensor:
-        """Room for a product matrix."""
-        return torch.empty(num_rows, self._columns, dtype=self.dtype, device=self._mean.device)
 
     def thresholds(self, cosines: torch.Tensor, constants: torch.Tensor) -> torch.Tensor:
         """What U must reach for a cosine that may round to these float32 ones: (S,) -> (S,) in the product's type."""
@@ -124,8 +125,9 @@ class Centre:
         low, step = out[:, : self._dim], self._work_rows
         out[:, self._dim :] = 0.0
         along, rounding = torch.empty_like(lengths), torch.zeros_like(lengths)
-        if self.dtype != torch.float32 and len(self._work) < min(step, len(rows)):
-            self._work = torch.empty(min(step, len(rows)), self._dim, device=rows.device)
+        work = None
+        if self.dtype != torch.float32:
+            work = self._workspace.empty("residuals", min(step, len(rows)), self._dim, dtype=torch.float32)
         for start in range(0, len(rows), step):
             these = slice(start, start + step)
             wide[these].copy_(rows[these])
@@ -138,10 +140,10 @@ class Centre:
                 along[these] *= torch.where(odd, inverse, 1.0)
                 inverse = torch.where(odd, 1.0, inverse)
             along[these] *= inverse
-            residual = low[these] if self.dtype == torch.float32 else self._work[: len(part)]
+            residual = low[these] if work is None else work[: len(part)]
             torch.mul(part, inverse.float()[:, None], out=residual)
             residual.sub_(self._mean32)
-            if self.dtype != torch.float32:
+            if work is not None:
                 low[these] = residual
                 residual.sub_(low[these])
                 rounding[these] = torch.linalg.vector_norm(residual, dim=1).double()
@@ -216,8 +218,7 @@ class TorchProduct:
         self.device = device
         self.dtype = first_pass_dtype(device)
         self.block_bytes = 1 << 27 if device.type == "cuda" else 1 << 23
-        self._scores = torch.empty(0, dtype=self.dtype, device=device)
-        self._reached = torch.empty(0, dtype=torch.bool, device=device)
+        self._workspace = Workspace(device)
         if device.type == "cuda":
             # Partial sums kept in float16 would break the bound.
             torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
@@ -225,11 +226,9 @@ class TorchProduct:
     def above(
         self, centre: Centre, seeds: torch.Tensor, pool: torch.Tensor, thresholds: torch.Tensor, k: int, likely: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        shape, size = (len(seeds), len(pool)), len(seeds) * len(pool)
-        if len(self._scores) < size:
-            self._scores = torch.empty(size, dtype=self.dtype, device=self.device)
-            self._reached = torch.empty(size, dtype=torch.bool, device=self.device)
-        scores, reached = self._scores[:size].view(shape), self._reached[:size].view(shape)
+        shape = len(seeds), len(pool)
+        scores = self._workspace.empty("scores", *shape, dtype=self.dtype)
+        reached = self._workspace.empty("reached", *shape, dtype=torch.bool)
         torch.mm(seeds, pool.t(), out=scores)
         cut = thresholds[:, None]
         if self.dtype == torch.bfloat16 and bool((thresholds > 0).all()):
@@ -259,14 +258,17 @@ class FaissProduct:
 
     def __init__(self, faiss: Any) -> None:
         self._faiss = faiss
+        self._workspace = Workspace(self.device)
 
     def above(
         self, centre: Centre, seeds: torch.Tensor, pool: torch.Tensor, thresholds: torch.Tensor, k: int, likely: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         faiss = self._faiss
-        centre.lowered(seeds, thresholds)
+        faiss.omp_set_num_threads(torch.get_num_threads())  # of this thread
+        lowered = self._workspace.empty("seeds", *seeds.shape, dtype=self.dtype).copy_(seeds)
+        centre.lowered(lowered, thresholds)
         found = faiss.RangeSearchResult(len(seeds))
-        x, y = (faiss.swig_ptr(matrix.numpy()) for matrix in (seeds, pool))
+        x, y = (faiss.swig_ptr(matrix.numpy()) for matrix in (lowered, pool))
         # Strictly above: the radius is a hair below 0.
         faiss.range_search_inner_product(x, y, seeds.shape[1], len(seeds), len(pool), -1e-30, found)
         starts = faiss.rev_swig_ptr(found.lims, len(seeds) + 1).astype(np.int64)

@@ -145,8 +145,8 @@ def test_bound_holds(dtype: torch.dtype, cosine: float) -> None:
     units = vectors / lengths.clamp(min=1e-300)[:, None]
     centre = topk.Centre(units.mean(dim=0), 16.0 if cosine > 0.99 else 1.0, dtype)
     seeds, constants = centre.seeds(vectors[:50])
-    pool, wide, measured = centre.empty(1250), torch.empty(1250, 96).double(), torch.empty(1250).double()
-    centre.pool(vectors[50:].float(), wide, measured, pool)
+    wide, measured = torch.empty(1250, 96).double(), torch.empty(1250).double()
+    pool = centre.pool(vectors[50:].float(), wide, measured)
     assert torch.equal(wide, vectors[50:])
     assert torch.equal(measured, lengths[50:])
     upper = (seeds.float() @ pool.float().t()).double() / centre.scale**2 + constants[:, None]
