@@ -28,7 +28,7 @@ from balance.records import Float32, Int64, UserError, Vectors
 
 log = logging.getLogger(__name__)
 
-SAMPLE_ROWS = 1 << 13
+SAMPLE_ROWS = 1 << 12
 SAMPLE_PIECES = 128
 GROUP_ROWS = 1 << 18  # rows between two saved states
 SEED_ROWS = 1 << 12  # seeds in one product
@@ -61,8 +61,8 @@ class Search:
         if block_rows is None:
             most = product.block_bytes // (4 * pool.shape[1])
             if on_cpu:
-                most = min(most, BLOCK_PAIRS_CPU // (cores * min(len(seeds), SEED_ROWS)), -(-pool.shape[0] // cores))
-            block_rows = math.ceil(pool.shape[0] / math.ceil(pool.shape[0] / max(1, most)))
+                most = min(most, BLOCK_PAIRS_CPU // (cores * min(len(seeds), SEED_ROWS)))
+            block_rows = math.ceil(pool.shape[0] / (cores * math.ceil(pool.shape[0] / (cores * max(1, most)))))
         self.block_rows = min(block_rows, pool.shape[0])
         self.signature = f"{hashlib.sha256(seeds.tobytes()).hexdigest()} {pool.shape} {k}"
         self.seeds64 = torch.from_numpy(seeds).to(self.device).double()
@@ -80,16 +80,17 @@ class Search:
             return self._run()
 
     def _run(self) -> Int64:
-        sample64, sample_lengths = self._sample()
-        units = sample64 / torch.where(sample_lengths > 0, sample_lengths, 1.0)[:, None]
-        mean = units.mean(dim=0)
-        length = float(torch.linalg.vector_norm(units[::16] - mean, dim=1).median())
-        del units
+        sample = self._sample()
+        few = sample[::8].double()
+        lengths = exact.lengths_of(few)
+        few.mul_(torch.where(lengths > 0, 1 / lengths, 0.0)[:, None])
+        mean = few.mean(dim=0)
+        length = float(torch.linalg.vector_norm(few - mean, dim=1).median())
         scale = 2.0 ** min(14, max(0, round(-math.log2(max(length, 1e-9)))))
         guesses = torch.full((len(self.seeds64),), -torch.inf, device=self.device)
         if self.product.needs_guess:
-            guesses = self._guess(mean, scale, sample64, sample_lengths)
-        del sample64
+            guesses = self._guess(topk.Centre(mean, scale, topk.first_pass_dtype(self.device)), sample)
+        del sample
         centre = topk.Centre(mean, scale, self.product.dtype)
         keys = self._scan(centre, self.seeds64, self.lengths, guesses, resumable=True)
         last = exact.similarities_of(keys[:, -1])
@@ -102,34 +103,37 @@ class Search:
         assert not bool((keys == exact.EMPTY).any()), "a seed has fewer than k neighbours"
         return keys.cpu().numpy()
 
-    def _sample(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows spread evenly over the pool, (n, dim) float64, and their lengths."""
+    def _sample(self) -> torch.Tensor:
+        """Rows spread evenly over the pool, (n, dim) float32."""
         num_pool = self.pool.shape[0]
-        num_sample = min(num_pool, SAMPLE_ROWS if self.product.needs_guess else SAMPLE_ROWS // 8)
+        num_sample = min(num_pool, SAMPLE_ROWS if self.product.needs_guess else SAMPLE_ROWS // 4)
         pieces = 1 if num_pool == num_sample else min(SAMPLE_PIECES, num_sample)
         length = num_sample // pieces
-        rows = torch.empty(pieces * length, self.pool.shape[1], dtype=torch.float64, device=self.device)
+        rows = torch.empty(pieces * length, self.pool.shape[1], device=self.device)
         for i, start in enumerate(np.linspace(0, num_pool - length, pieces).astype(int).tolist()):
             piece = rows[i * length : (i + 1) * length]
             piece.copy_(self._block(start, start + length))
-            check_finite(exact.lengths_of(piece), self.pool, start)
-        return rows, exact.lengths_of(rows)
+            check_finite(piece.sum(dim=1, dtype=torch.float64), self.pool, start)
+        return rows
 
-    def _guess(self, mean: torch.Tensor, scale: float, sample64: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def _guess(self, centre: topk.Centre, sample: torch.Tensor) -> torch.Tensor:
         """Per seed a similarity below its K-th, very probably (S,) float32."""
-        num_pool, num_sample = self.pool.shape[0], len(sample64)
+        num_pool, num_sample = self.pool.shape[0], len(sample)
         expected = self.k * num_sample / num_pool
         spread = math.sqrt(expected * (1 - num_sample / num_pool))
         # Of the rows that it holds a sample knows the ranks, but for the rounding of low precision.
         rank = math.ceil(expected + 5 * spread + 4 + expected / 8 * num_sample / num_pool)
         if rank >= num_sample:
             return torch.full((len(self.seeds64),), -torch.inf, device=self.device)
-        centre = topk.Centre(mean, scale, topk.first_pass_dtype(self.device))
         seeds, constants = centre.seeds(self.seeds64)
-        sample = centre.pool(sample64.float(), sample64, lengths, bounds=False)
+
+        def lower(some: torch.Tensor) -> torch.Tensor:
+            return centre.pool(some, *self._room(len(some)), bounds=False).clone()
+
+        matrix = torch.cat(list(self.spread(lower, torch.split(sample, 1024))))
 
         def best(some: torch.Tensor) -> torch.Tensor:
-            return topk.ranked(some @ sample.t(), rank)
+            return topk.ranked(some @ matrix.t(), rank)
 
         rows = 128 if self.device.type == "cpu" else 1024
         return centre.cosines(torch.cat(list(self.spread(best, torch.split(seeds, rows)))), constants)
@@ -198,8 +202,7 @@ class Search:
     def _add_block(self, block: slice, centre: topk.Centre, batches: list[_Batch], running: exact.Running) -> None:
         """These rows of the pool against every seed."""
         rows = self._block(block.start, block.stop)
-        wide = self.workspace.empty("wide", *rows.shape, dtype=torch.float64)
-        lengths = self.workspace.empty("lengths", len(rows), dtype=torch.float64)
+        wide, lengths = self._room(len(rows))
         matrix = centre.pool(rows, wide, lengths)
         check_finite(lengths, self.pool, block.start)
         likely = self._likely(len(rows), block.start)
@@ -217,6 +220,11 @@ class Search:
                 keys = exact.to_keys(similarities, its_rows + block.start)
                 with self.lock:
                     running.add(batch.first_seed + some.start, its_starts, keys)
+
+    def _room(self, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """For rows in float64 and their lengths, until this thread asks again."""
+        wide = self.workspace.empty("wide", num_rows, self.pool.shape[1], dtype=torch.float64)
+        return wide, self.workspace.empty("lengths", num_rows, dtype=torch.float64)
 
     def _likely(self, num_rows: int, num_done: int) -> int:
         """How many of a block's rows reach a seed's running K-th, for nearly all seeds, if the pool is well mixed: of
