@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 _Item = TypeVar("_Item")
@@ -39,7 +40,7 @@ class Cores:
 
 
 class Workspace(threading.local):
-    """Memory that a thread uses again and again: a new page costs it 1 to 5 µs, which is much for one pass."""
+    """Memory that a thread uses again and again: new memory costs 1 to 5 µs a page, which is much for one pass."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -50,5 +51,8 @@ class Workspace(threading.local):
         size = math.prod(shape)
         if name not in self._kept or len(self._kept[name]) < size:
             self._kept.pop(name, None)
-            self._kept[name] = torch.empty(size, dtype=dtype, device=self._device)
+            if self._device.type == "cpu":  # numpy asks the system for pages of 2 MB, torch does not
+                self._kept[name] = torch.from_numpy(np.empty(size * dtype.itemsize, np.uint8)).view(dtype)
+            else:
+                self._kept[name] = torch.empty(size, dtype=dtype, device=self._device)
         return self._kept[name][:size].view(shape)

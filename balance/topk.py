@@ -229,21 +229,29 @@ class TorchProduct:
     def above(
         self, centre: Centre, seeds: torch.Tensor, pool: torch.Tensor, thresholds: torch.Tensor, k: int, likely: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        scores = self._workspace.empty("scores", len(seeds), len(pool), dtype=self.dtype)
-        torch.mm(seeds, pool.t(), out=scores)
-        cut = thresholds[:, None]
-        reached = self._workspace.empty("reached", len(seeds), len(pool), dtype=torch.bool)
+        # A row of scores is a clip's: its comparison with all thresholds is one run over memory.
+        scores = self._workspace.empty("scores", len(pool), len(seeds), dtype=self.dtype)
+        reached = self._workspace.empty("reached", len(pool), len(seeds), dtype=torch.bool)
+        torch.mm(pool, seeds.t(), out=scores)
         if self.dtype == torch.bfloat16 and bool((thresholds > 0).all()):
             # Positive floats are ordered like their bits, and above all negative ones: an integer comparison is
             # five times faster than a bfloat16 one.
-            bits, least = scores.view(torch.int16).numpy(), cut.view(torch.int16).numpy()
+            bits, least = scores.view(torch.int16).numpy(), thresholds.view(torch.int16).numpy()
             np.greater_equal(bits, least, out=reached.numpy())
         else:
-            torch.ge(scores, cut, out=reached)
-        flat = flat_nonzero(reached)
-        firsts = torch.arange(len(seeds) + 1, device=self.device) * len(pool)
-        starts = torch.searchsorted(flat, firsts)
-        return starts, flat - firsts[:-1].repeat_interleave(starts.diff(), output_size=len(flat))
+            torch.ge(scores, thresholds, out=reached)
+        return _by_seed(flat_nonzero(reached), len(seeds))
+
+
+def _by_seed(flat: torch.Tensor, num_seeds: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions in a laid flat (n, num_seeds), ascending -> starts and rows as of `Product.above`."""
+    row_at = flat // num_seeds
+    seed_at = flat - row_at * num_seeds
+    if flat.device.type == "cpu":  # numpy sorts 16 bits by radix
+        order = torch.from_numpy(seed_at.numpy().astype(np.uint16).argsort(kind="stable"))
+    else:
+        order = seed_at.argsort(stable=True)
+    return to_starts(torch.bincount(seed_at, minlength=num_seeds)), row_at[order]
 
 
 class FaissProduct:
