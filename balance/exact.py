@@ -11,6 +11,7 @@ redone pairs cost 40 µs each in Python, about one in ten thousand, but all pair
 from __future__ import annotations
 
 import math
+import threading
 import warnings
 from collections.abc import Iterator
 
@@ -41,38 +42,37 @@ def cosines(
     seed_lengths: torch.Tensor,
     rows64: torch.Tensor,
     row_lengths: torch.Tensor,
-    starts: torch.Tensor,
+    seed_at: torch.Tensor,
     row_at: torch.Tensor,
 ) -> torch.Tensor:
     """The contract's similarity of pairs -> (pairs,) float32; 0 with a zero vector; never −0.
 
-    seeds64 (S, dim), rows64 (n, dim): float64 holding float32 values; lengths: their `lengths_of`. The pairs of seed
-    s are the rows row_at[starts[s]:starts[s + 1]]; starts (S + 1,), row_at (pairs,) int64.
+    seeds64 (S, dim), rows64 (n, dim): float64 holding float32 values; lengths: their `lengths_of`; seed_at, ascending,
+    and row_at: (pairs,) int64.
     """
-    lengths = seed_lengths.repeat_interleave(starts.diff(), output_size=len(row_at)) * row_lengths[row_at]
-    values = _dots(seeds64, rows64, starts, row_at).div_(lengths)
+    lengths = row_lengths[row_at].mul_(seed_lengths[seed_at])
+    values = _dots(seeds64, rows64, seed_at, row_at).div_(lengths)
     values[lengths == 0] = 0.0
     window = max(MIDPOINT_WINDOW, seeds64.shape[1] * 2.0**-51)
     rounded = values.float()
     unsure = (values - window).float() != (values + window).float()
     redo = unsure.logical_and_(lengths > 0).nonzero().squeeze(1)
     if len(redo):
-        seed_at = torch.searchsorted(starts, redo, right=True) - 1
-        rounded[redo] = _redone(seeds64, rows64, seed_at, row_at[redo]).to(rounded.device)
+        rounded[redo] = _redone(seeds64, rows64, seed_at[redo], row_at[redo]).to(rounded.device)
     return rounded.add_(0.0)  # −0 + 0 = 0
 
 
-def _dots(seeds64: torch.Tensor, rows64: torch.Tensor, starts: torch.Tensor, row_at: torch.Tensor) -> torch.Tensor:
+def _dots(seeds64: torch.Tensor, rows64: torch.Tensor, seed_at: torch.Tensor, row_at: torch.Tensor) -> torch.Tensor:
     if seeds64.device.type == "cpu":
-        # A product sampled at the pairs reads the rows where they lie: ten times faster than gathering them.
-        zeros, size = torch.zeros(len(row_at), dtype=torch.float64), (len(seeds64), len(rows64))
+        # A product sampled at the pairs reads both sides where they lie: ten times faster than gathering them.
+        starts = torch.searchsorted(seed_at, torch.arange(len(seeds64) + 1))
+        zeros, size = torch.zeros(len(seed_at), dtype=torch.float64), (len(seeds64), len(rows64))
         pairs = torch.sparse_csr_tensor(starts, row_at, zeros, size=size, check_invariants=False)
         dots: torch.Tensor = torch.sparse.sampled_addmm(pairs, seeds64, rows64.t(), beta=0.0).values()
         return dots
-    dots = torch.empty(len(row_at), dtype=torch.float64, device=seeds64.device)
-    seed_at = torch.arange(len(seeds64), device=seeds64.device).repeat_interleave(starts.diff())
+    dots = torch.empty(len(seed_at), dtype=torch.float64, device=seeds64.device)
     batch = max(1, _GATHER_BYTES // (24 * seeds64.shape[1]))
-    for i in range(0, len(row_at), batch):
+    for i in range(0, len(seed_at), batch):
         these = slice(i, i + batch)
         torch.linalg.vecdot(seeds64[seed_at[these]], rows64[row_at[these]], out=dots[these])
     return dots
@@ -125,12 +125,16 @@ def _few_rows(num_rows: int, num_columns: int) -> Iterator[slice]:
 
 
 class Running:
-    """The best k keys of each seed so far, and room for as many new ones: at most 16 bytes x seeds x k."""
+    """The best k keys of each seed so far, and room for as many new ones: at most 16 bytes x seeds x k.
+
+    `add` and `merge` may be called from several threads.
+    """
 
     def __init__(self, num_seeds: int, k: int, device: torch.device) -> None:
         self._k = k
         self._room = min(max(k, 64), _MOST_ROOM)
         self._table = torch.full((num_seeds, k + self._room), EMPTY, dtype=torch.int64, device=device)
+        self._lock = threading.Lock()
         self._new = torch.zeros(num_seeds, dtype=torch.int64, device=device)
         self.lowest = torch.full((num_seeds,), -torch.inf, dtype=torch.float32, device=device)
 
@@ -138,26 +142,26 @@ class Running:
     def keys(self) -> torch.Tensor:
         return self._table[:, : self._k]
 
-    def add(self, first_seed: int, starts: torch.Tensor, keys: torch.Tensor) -> None:
-        """New keys: those of seed first_seed + s are keys[starts[s]:starts[s + 1]]."""
-        counts = starts.diff()
-        rows = slice(first_seed, first_seed + len(counts))
-        table, new = self._table[rows].view(-1), self._new[rows]
-        firsts = torch.arange(len(counts), device=keys.device) * self._table.shape[1] + self._k
-        while len(keys):
-            self._merge((new + counts > self._room).nonzero().squeeze(1) + first_seed)
-            most = counts.clamp(max=self._room)
-            rank = torch.arange(len(keys), device=keys.device)
-            rank -= (counts.cumsum(0) - counts).repeat_interleave(counts, output_size=len(keys))
-            at = (firsts + new).repeat_interleave(counts, output_size=len(keys)) + rank
-            fits = rank < self._room
-            if bool(fits.all()):
-                table[at] = keys
-                new += counts
-                return
-            table[at[fits]] = keys[fits]
-            new += most
-            keys, counts = keys[~fits], counts - most
+    def add(self, seeds: slice, seed_at: torch.Tensor, keys: torch.Tensor) -> None:
+        """New keys (pairs,); seed_at (pairs,), ascending, counts from the first of `seeds`."""
+        counts = torch.bincount(seed_at, minlength=seeds.stop - seeds.start)
+        with self._lock:
+            table, new = self._table[seeds].view(-1), self._new[seeds]
+            firsts = torch.arange(len(counts), device=keys.device) * self._table.shape[1] + self._k
+            while len(keys):
+                self._merge((new + counts > self._room).nonzero().squeeze(1) + seeds.start)
+                most = counts.clamp(max=self._room)
+                rank = torch.arange(len(keys), device=keys.device)
+                rank -= (counts.cumsum(0) - counts).repeat_interleave(counts, output_size=len(keys))
+                at = (firsts + new).repeat_interleave(counts, output_size=len(keys)).add_(rank)
+                fits = rank < self._room
+                if bool(fits.all()):
+                    table[at] = keys
+                    new += counts
+                    return
+                table[at[fits]] = keys[fits]
+                new += most
+                keys, counts = keys[~fits], counts - most
 
     def restore(self, keys: torch.Tensor) -> None:
         """Starts from these keys (S, k)."""
@@ -166,7 +170,8 @@ class Running:
 
     def merge(self) -> None:
         """The new keys go into the best k."""
-        self._merge((self._new > 0).nonzero().squeeze(1))
+        with self._lock:
+            self._merge((self._new > 0).nonzero().squeeze(1))
 
     def _merge(self, every_row: torch.Tensor) -> None:
         for some in _few_rows(len(every_row), self._table.shape[1]):

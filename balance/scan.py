@@ -10,7 +10,6 @@ too low costs rescoring, one too high a second pass for that seed: rare where th
 from __future__ import annotations
 
 import hashlib
-import itertools
 import logging
 import math
 import os
@@ -31,6 +30,7 @@ log = logging.getLogger(__name__)
 SAMPLE_ROWS = 1 << 12
 SAMPLE_PIECES = 128
 GROUP_ROWS = 1 << 18  # rows between two saved states
+ROWS_MULTIPLE = 64  # of a block: with odd numbers of rows MKL's float32 product takes a third longer
 SEED_ROWS = 1 << 12  # seeds in one product
 BLOCK_PAIRS_CPU = 1 << 24  # seeds x rows of all blocks at work: all of them may reach their thresholds
 RESCORE_PAIRS = 1 << 22  # pairs rescored at once by all cores, at 100 bytes
@@ -63,6 +63,7 @@ class Search:
             if on_cpu:
                 most = min(most, BLOCK_PAIRS_CPU // (cores * min(len(seeds), SEED_ROWS)))
             block_rows = math.ceil(pool.shape[0] / (cores * math.ceil(pool.shape[0] / (cores * max(1, most)))))
+            block_rows = -(-block_rows // ROWS_MULTIPLE) * ROWS_MULTIPLE
         self.block_rows = min(block_rows, pool.shape[0])
         self.signature = f"{hashlib.sha256(seeds.tobytes()).hexdigest()} {pool.shape} {k}"
         self.seeds64 = torch.from_numpy(seeds).to(self.device).double()
@@ -150,7 +151,7 @@ class Search:
         """One pass over the pool: keys (S, k), complete wherever the last similarity is at least the guess."""
         num_pool = self.pool.shape[0]
         batches = [
-            _Batch(centre, seeds64[i : i + SEED_ROWS], lengths[i : i + SEED_ROWS], guesses[i : i + SEED_ROWS], i)
+            _Batch(centre, seeds64, lengths, guesses, slice(i, min(i + SEED_ROWS, len(seeds64))))
             for i in range(0, len(seeds64), SEED_ROWS)
         ]
         running = exact.Running(len(seeds64), self.k, self.device)
@@ -207,19 +208,14 @@ class Search:
         check_finite(lengths, self.pool, block.start)
         likely = self._likely(len(rows), block.start)
         if not self.product.needs_guess:  # then nothing but the running K-th keeps the pairs few
-            with self.lock:
-                running.merge()
+            running.merge()
         for batch in batches:
-            lowest = running.lowest[batch.first_seed : batch.first_seed + len(batch.matrix)]
-            thresholds = centre.thresholds(torch.maximum(batch.guesses, lowest), batch.constants)
-            starts, row_at = self.product.above(centre, batch.matrix, matrix, thresholds, self.k, likely)
-            for some, its_starts, its_rows in _chunks(starts, row_at, self.rescore_pairs):
-                similarities = exact.cosines(
-                    batch.seeds64[some], batch.lengths[some], wide, lengths, its_starts, its_rows
-                )
-                keys = exact.to_keys(similarities, its_rows + block.start)
-                with self.lock:
-                    running.add(batch.first_seed + some.start, its_starts, keys)
+            thresholds = centre.thresholds(torch.maximum(batch.guesses, running.lowest[batch.seeds]), batch.constants)
+            seed_at, row_at = self.product.above(centre, batch.matrix, matrix, thresholds, self.k, likely)
+            for first in range(0, len(seed_at), self.rescore_pairs):
+                some = slice(first, first + self.rescore_pairs)
+                similarities = exact.cosines(batch.seeds64, batch.lengths, wide, lengths, seed_at[some], row_at[some])
+                running.add(batch.seeds, seed_at[some], exact.to_keys(similarities, row_at[some] + block.start))
 
     def _room(self, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         """For rows in float64 and their lengths, until this thread asks again."""
@@ -264,7 +260,7 @@ class Search:
 
 
 class _Batch:
-    """The seeds of one product, from `first_seed` on; `guesses` is a view."""
+    """The seeds of one product; `guesses` is a view."""
 
     def __init__(
         self,
@@ -272,25 +268,10 @@ class _Batch:
         seeds64: torch.Tensor,
         lengths: torch.Tensor,
         guesses: torch.Tensor,
-        first_seed: int,
+        seeds: slice,
     ) -> None:
-        self.seeds64, self.lengths, self.guesses, self.first_seed = seeds64, lengths, guesses, first_seed
-        self.matrix, self.constants = centre.seeds(seeds64)
-
-
-def _chunks(
-    starts: torch.Tensor, row_at: torch.Tensor, most: int
-) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-    """Runs of seeds with at most about so many pairs: (seeds, their starts from 0, their rows)."""
-    num_seeds, num_pairs = len(starts) - 1, len(row_at)
-    cuts = range(most, num_pairs, most)
-    at = torch.searchsorted(starts, torch.tensor(cuts, device=starts.device)).tolist() if cuts else []
-    for first, stop in itertools.pairwise(sorted({0, *at, num_seeds})):
-        if stop - first == num_seeds:
-            yield slice(0, num_seeds), starts, row_at
-        else:
-            begin, end = int(starts[first]), int(starts[stop])
-            yield slice(first, stop), starts[first : stop + 1] - begin, row_at[begin:end]
+        self.seeds64, self.lengths, self.guesses, self.seeds = seeds64[seeds], lengths[seeds], guesses[seeds], seeds
+        self.matrix, self.constants = centre.seeds(self.seeds64)
 
 
 def check_finite(lengths: torch.Tensor, vectors: Vectors, start: int) -> None:

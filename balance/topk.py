@@ -23,11 +23,6 @@ _WORK_ROWS_CPU = 1 << 10  # 2 MB of float32 at dim 512: in cache
 _WORK_ROWS_GPU = 1 << 16
 
 
-def to_starts(counts: torch.Tensor) -> torch.Tensor:
-    """(S,) counts -> (S + 1,) int64 offsets."""
-    return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-
-
 class Centre:
     """What both sides are measured against, and the bound.
 
@@ -158,11 +153,14 @@ class Centre:
         return (values * (1 + 2 * torch.finfo(self.dtype).eps) + torch.finfo(self.dtype).tiny).to(self.dtype)
 
 
-def flat_nonzero(mask: torch.Tensor) -> torch.Tensor:
-    """Where a contiguous bool tensor is true, as int64 positions in it laid flat."""
-    if mask.device.type == "cpu":
-        return torch.from_numpy(np.flatnonzero(mask.numpy()))  # three times torch's speed
-    return mask.view(-1).nonzero().squeeze(1)
+def pairs_of(reached: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where a contiguous bool matrix (S, n) is true: seed_at, ascending, and row_at, both (pairs,) int64."""
+    if reached.device.type == "cpu":
+        flat = torch.from_numpy(np.flatnonzero(reached.numpy()))  # three times torch's speed
+    else:
+        flat = reached.view(-1).nonzero().squeeze(1)
+    seed_at = flat // reached.shape[1]
+    return seed_at, flat.sub_(seed_at * reached.shape[1])
 
 
 def first_pass_dtype(device: torch.device) -> torch.dtype:
@@ -203,11 +201,10 @@ class Product(Protocol):
     def above(
         self, centre: Centre, seeds: torch.Tensor, pool: torch.Tensor, thresholds: torch.Tensor, k: int, likely: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Every pair with U ≥ threshold that may be among the top k of this block: the rows of seed s are
-        row_at[starts[s]:starts[s + 1]].
+        """Every pair with U ≥ threshold that may be among the top k of this block.
 
         seeds (S, columns), pool (n, columns), thresholds (S,): from `centre`; likely: a guess of pairs a seed.
-        Returns starts (S + 1,) int64, row_at (pairs,) int64.
+        Returns seed_at, ascending, and row_at, both (pairs,) int64.
         """
         ...
 
@@ -220,7 +217,8 @@ class TorchProduct:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.dtype = first_pass_dtype(device)
-        self.block_bytes = 1 << 27 if device.type == "cuda" else 1 << 23
+        # On a CPU the scores of a block and 2,000 seeds are 16 MB.
+        self.block_bytes = 1 << 27 if device.type == "cuda" else (1 << 24) // self.dtype.itemsize
         self._workspace = Workspace(device)
         if device.type == "cuda":
             # Partial sums kept in float16 would break the bound.
@@ -229,29 +227,19 @@ class TorchProduct:
     def above(
         self, centre: Centre, seeds: torch.Tensor, pool: torch.Tensor, thresholds: torch.Tensor, k: int, likely: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        # A row of scores is a clip's: its comparison with all thresholds is one run over memory.
-        scores = self._workspace.empty("scores", len(pool), len(seeds), dtype=self.dtype)
-        reached = self._workspace.empty("reached", len(pool), len(seeds), dtype=torch.bool)
-        torch.mm(pool, seeds.t(), out=scores)
+        scores = self._workspace.empty("scores", len(seeds), len(pool), dtype=self.dtype)
+        reached = self._workspace.empty("reached", len(seeds), len(pool), dtype=torch.bool)
+        torch.mm(seeds, pool.t(), out=scores)
         if self.dtype == torch.bfloat16 and bool((thresholds > 0).all()):
             # Positive floats are ordered like their bits, and above all negative ones: an integer comparison is
             # five times faster than a bfloat16 one.
             bits, least = scores.view(torch.int16).numpy(), thresholds.view(torch.int16).numpy()
-            np.greater_equal(bits, least, out=reached.numpy())
+            np.greater_equal(bits, least[:, None], out=reached.numpy())
+        elif self.device.type == "cpu":
+            np.greater_equal(scores.numpy(), thresholds.numpy()[:, None], out=reached.numpy())  # twice torch's speed
         else:
-            torch.ge(scores, thresholds, out=reached)
-        return _by_seed(flat_nonzero(reached), len(seeds))
-
-
-def _by_seed(flat: torch.Tensor, num_seeds: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions in a laid flat (n, num_seeds), ascending -> starts and rows as of `Product.above`."""
-    row_at = flat // num_seeds
-    seed_at = flat - row_at * num_seeds
-    if flat.device.type == "cpu":  # numpy sorts 16 bits by radix
-        order = torch.from_numpy(seed_at.numpy().astype(np.uint16).argsort(kind="stable"))
-    else:
-        order = seed_at.argsort(stable=True)
-    return to_starts(torch.bincount(seed_at, minlength=num_seeds)), row_at[order]
+            torch.ge(scores, thresholds[:, None], out=reached)
+        return pairs_of(reached)
 
 
 class FaissProduct:
@@ -278,12 +266,13 @@ class FaissProduct:
         lowered = self._workspace.empty("seeds", *seeds.shape, dtype=self.dtype).copy_(seeds)
         centre.lowered(lowered, thresholds)
         found = faiss.RangeSearchResult(len(seeds))
-        x, y = (faiss.swig_ptr(matrix.numpy()) for matrix in (lowered, pool))
+        queries, base = (faiss.swig_ptr(matrix.numpy()) for matrix in (lowered, pool))
         # Strictly above: the radius is a hair below 0.
-        faiss.range_search_inner_product(x, y, seeds.shape[1], len(seeds), len(pool), -1e-30, found)
-        starts = faiss.rev_swig_ptr(found.lims, len(seeds) + 1).astype(np.int64)
-        rows = faiss.rev_swig_ptr(found.labels, int(starts[-1])).copy() if starts[-1] else np.empty(0, np.int64)
-        return torch.from_numpy(starts), torch.from_numpy(rows)
+        faiss.range_search_inner_product(queries, base, seeds.shape[1], len(seeds), len(pool), -1e-30, found)
+        counts = np.diff(faiss.rev_swig_ptr(found.lims, len(seeds) + 1).astype(np.int64))
+        num_pairs = int(counts.sum())
+        row_at = faiss.rev_swig_ptr(found.labels, num_pairs).copy() if num_pairs else np.empty(0, np.int64)
+        return torch.from_numpy(np.arange(len(seeds)).repeat(counts)), torch.from_numpy(row_at)
 
 
 class FaissLists:
@@ -313,32 +302,25 @@ class FaissLists:
         reached = scores >= thresholds[:, None]
         more = reached[:, -1] & (asked < len(pool))
         reached[more] = False
-        counts = reached.sum(dim=1)
-        row_at = rows.reshape(-1)[flat_nonzero(reached)]
+        seed_at, at = reached.nonzero(as_tuple=True)
+        row_at = rows[seed_at, at]
         if bool(more.any()):
             again = more.nonzero().squeeze(1)
-            starts, found = self._wider(centre, seeds[again], pool, thresholds[again], k, asked)
-            counts[again] = starts.diff()
-            here = more.repeat_interleave(counts)
-            both = torch.empty(len(here), dtype=torch.int64, device=self.device)
-            both[here], both[~here] = found, row_at
-            row_at = both
-        return to_starts(counts), row_at
+            its_seed_at, its_row_at = self._wider(centre, seeds[again], pool, thresholds[again], k, asked)
+            seed_at, order = torch.cat([seed_at, again[its_seed_at]]).sort()
+            row_at = torch.cat([row_at, its_row_at])[order]
+        return seed_at, row_at
 
     def _wider(
         self, centre: Centre, seeds: torch.Tensor, pool: torch.Tensor, thresholds: torch.Tensor, k: int, asked: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Asks for four times as many, or where FAISS gives no more, of each half of the block."""
+        """Asks for four times as many, or where FAISS gives no more, of each half of the block; in any order."""
         if asked < FAISS_MOST_ON_GPU:
             return self.above(centre, seeds, pool, thresholds, k, 4 * asked)
         half = len(pool) // 2
-        seed_at, row_at = [], []
-        for first, part in ((0, pool[:half]), (half, pool[half:])):
-            starts, found = self.above(centre, seeds, part, thresholds, k, asked)
-            seed_at.append(torch.arange(len(seeds), device=self.device).repeat_interleave(starts.diff()))
-            row_at.append(found + first)
-        ordered, order = torch.cat(seed_at).sort(stable=True)
-        return to_starts(torch.bincount(ordered, minlength=len(seeds))), torch.cat(row_at)[order]
+        seed_at, row_at = self.above(centre, seeds, pool[:half], thresholds, k, asked)
+        more_seed_at, more_row_at = self.above(centre, seeds, pool[half:], thresholds, k, asked)
+        return torch.cat([seed_at, more_seed_at]), torch.cat([row_at, more_row_at + half])
 
 
 def faiss_on_gpu(faiss: Any, device: torch.device) -> FaissLists:
