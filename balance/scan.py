@@ -33,6 +33,7 @@ GROUP_ROWS = 1 << 18  # rows between two saved states
 ROWS_MULTIPLE = 64  # of a block: with odd numbers of rows MKL's float32 product takes a third longer
 SEED_ROWS = 1 << 12  # seeds in one product
 BLOCK_PAIRS_CPU = 1 << 24  # seeds x rows of all blocks at work: all of them may reach their thresholds
+BLOCK_PAIRS_GPU = 1 << 28  # the same; CUDA numbers the elements of a block in 31 bits
 RESCORE_PAIRS = 1 << 22  # pairs rescored at once by all cores, at 100 bytes
 
 Progress = Callable[[int, int], None]
@@ -59,9 +60,12 @@ class Search:
         cores = torch.get_num_threads() if on_cpu else 1
         self.rescore_pairs = RESCORE_PAIRS // cores
         if block_rows is None:
-            most = product.block_bytes // (4 * pool.shape[1])
-            if on_cpu:
-                most = min(most, BLOCK_PAIRS_CPU // (cores * min(len(seeds), SEED_ROWS)))
+            most, batch = product.block_bytes // (4 * pool.shape[1]), min(len(seeds), SEED_ROWS)
+            most = min(most, (BLOCK_PAIRS_CPU if on_cpu else BLOCK_PAIRS_GPU) // (cores * batch))
+            if not on_cpu:
+                free_bytes, _ = torch.cuda.mem_get_info(self.device)
+                # A row as it came, in float64 and lowered, a pair's score and whether it reaches: half of what is free.
+                most = min(most, free_bytes // 2 // (18 * pool.shape[1] + 4 * batch))
             block_rows = math.ceil(pool.shape[0] / (cores * math.ceil(pool.shape[0] / (cores * max(1, most)))))
             block_rows = -(-block_rows // ROWS_MULTIPLE) * ROWS_MULTIPLE
         self.block_rows = min(block_rows, pool.shape[0])

@@ -44,6 +44,27 @@ def test_cuda_equals_the_cpu(backend: Backend) -> None:
         np.testing.assert_array_equal(found[1], wanted[1])
 
 
+def test_cuda_blocks_follow_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And with few dims a block of the usual bytes would have more pairs than CUDA numbers."""
+    vectors = crowded(600_020, 8, 0.5, seed=23)
+    seeds, pool = vectors[:5000], ArrayVectors(vectors[20:])
+    config, device = SearchConfig(backend=Backend.torch), torch.device("cuda")
+    found = search(seeds, pool, 5, config, device=device)
+    reads: list[int] = []
+    original = ArrayVectors.read
+
+    def read(self: ArrayVectors, start: int, stop: int) -> object:
+        reads.append(stop - start)
+        return original(self, start, stop)
+
+    monkeypatch.setattr(ArrayVectors, "read", read)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (64 << 20, 1 << 37))
+    again = search(seeds, pool, 5, config, device=device)
+    assert max(reads) <= (64 << 20) // 2 // (4 * 4096)
+    np.testing.assert_array_equal(again[0], found[0])
+    np.testing.assert_array_equal(again[1], found[1])
+
+
 def test_cuda_out_of_memory_halves_the_block(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     vectors = crowded(2020, 64, 0.9, seed=21)
     original = topk.TorchProduct.above
