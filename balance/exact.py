@@ -24,7 +24,7 @@ MIDPOINT_WINDOW = 1e-12
 EMPTY = np.iinfo(np.int64).max  # a key that sorts behind every pair
 _GATHER_BYTES = 1 << 30  # of a GPU, for the rows of one batch of pairs
 _TABLE_BYTES = 1 << 25
-_MOST_ROOM = 1 << 13  # new keys a seed: for a larger k a second table of that size would cost more than more merges
+_MOST_ROOM = 1 << 11  # new keys a seed: for a larger k a second table of that size would cost more than more merges
 
 with warnings.catch_warnings():  # "Sparse CSR tensor support is in beta", which torch says once; not safe in threads
     warnings.simplefilter("ignore")
@@ -125,7 +125,7 @@ def _few_rows(num_rows: int, num_columns: int) -> Iterator[slice]:
 
 
 class Running:
-    """The best k keys of each seed so far, and room for as many new ones: at most 16 bytes x seeds x k.
+    """The best k keys of each seed so far, and room for as many new ones, from 64 to 2,048: 8 bytes each.
 
     `add` and `merge` may be called from several threads.
     """

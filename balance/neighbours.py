@@ -135,9 +135,11 @@ def search(
     seeds: (S, dim) float32; pool: (N, dim); scratch: a folder of this very search for its resumable state, removed by
     the caller once the result is safe; progress(rows done, rows total); block_rows: pool rows read at once
     (default: the backend's). Returns positions in the pool (S, k) int32 and similarities (S, k) float32.
-    UserError: k larger than the pool, different dims, vectors that are not finite.
+    UserError: no seeds, k larger than the pool, different dims, vectors that are not finite.
     """
     num_pool, dim = pool.shape
+    if not len(seeds):
+        raise UserError("there are no seeds whose neighbours could be searched")
     if seeds.shape[1] != dim:
         raise UserError(f"the seeds' vectors have {seeds.shape[1]} dimensions, the pool's {dim}: not from one encoder")
     if not 1 <= k <= num_pool:
@@ -153,11 +155,14 @@ def search(
     if nonzero.all():
         return exact.from_keys(scan.Search(seeds, pool, k, product, scratch, progress, block_rows).run())
     # A zero seed has similarity 0 with every clip: the first k of the pool.
-    zeros = torch.zeros(k, dtype=torch.float32)
-    keys = np.tile(exact.to_keys(zeros, torch.arange(k)).numpy(), (len(seeds), 1))
+    found = None
     if nonzero.any():
-        keys[nonzero] = scan.Search(seeds[nonzero], pool, k, product, scratch, progress, block_rows).run()
-    return exact.from_keys(keys)
+        found = exact.from_keys(scan.Search(seeds[nonzero], pool, k, product, scratch, progress, block_rows).run())
+    positions = np.tile(np.arange(k, dtype=np.int32), (len(seeds), 1))
+    similarities = np.zeros(positions.shape, dtype=np.float32)
+    if found:
+        positions[nonzero], similarities[nonzero] = found
+    return positions, similarities
 
 
 def cached_search(

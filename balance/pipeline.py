@@ -200,6 +200,8 @@ def _load_vectors(settings: Settings, device: torch.device) -> Loaded:
             return vectors.read_guard(root, value)  # ids alone serve the guard
 
     found = sources.read_splits(settings.dataset, read)
+    dataset = settings.dataset
+    values = {"seeds": dataset.balanced, "pool": dataset.unbalanced, "eval": dataset.eval or ""}
     given = {name: split for name, split in found.items() if isinstance(split, vectors.GivenSplit)}
     indexes = {name: split.index if isinstance(split, vectors.GivenSplit) else split for name, split in found.items()}
     sources.check_indexes(settings.k, settings.augment.budget, indexes)
@@ -223,7 +225,10 @@ def _load_vectors(settings: Settings, device: torch.device) -> Loaded:
         device=str(device),
         precision="float32",
         precision_report=None,
-        inputs=shas | sources.input_hashes([ontology]),
+        inputs=shas
+        | sources.input_hashes(
+            [ontology, *(path for name in found for path in vectors.files_beside(root, values[name]))]
+        ),
         times_s={},
     )
 

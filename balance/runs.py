@@ -82,7 +82,10 @@ def command(usage: str, num_arguments: int, answer: Callable[..., list[str]]) ->
     """Run a question: exactly so many arguments, taken as they are (an id may begin with a dash); prints its lines."""
     with entry.errors_for_people():
         given = sys.argv[1:]
-        if len(given) != num_arguments or given[:1] in (["-h"], ["--help"]):
-            raise UserError(f"{len(given)} arguments were given; type: {usage}")
+        if given in (["-h"], ["--help"]):
+            print(f"type: {usage}")
+            return
+        if len(given) != num_arguments:
+            raise UserError(f"{len(given)} argument{'s' * (len(given) != 1)} given; type: {usage}")
         for line in answer(*given):
             print(line)

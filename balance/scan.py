@@ -66,7 +66,8 @@ class Search:
                 free_bytes, _ = torch.cuda.mem_get_info(self.device)
                 # A row as it came, in float64 and lowered, a pair's score and whether it reaches: half of what is free.
                 most = min(most, free_bytes // 2 // (18 * pool.shape[1] + 4 * batch))
-            block_rows = math.ceil(pool.shape[0] / (cores * math.ceil(pool.shape[0] / (cores * max(1, most)))))
+            most = max(ROWS_MULTIPLE, most // ROWS_MULTIPLE * ROWS_MULTIPLE)
+            block_rows = math.ceil(pool.shape[0] / (cores * math.ceil(pool.shape[0] / (cores * most))))
             block_rows = -(-block_rows // ROWS_MULTIPLE) * ROWS_MULTIPLE
         self.block_rows = min(block_rows, pool.shape[0])
         self.signature = f"{hashlib.sha256(seeds.tobytes()).hexdigest()} {pool.shape} {k}"
@@ -172,8 +173,8 @@ class Search:
                     raise
                 fits = False  # and out of the clause, where the failed block's tensors are let go
             if not fits:
-                running.forget(block.start)
                 self._halve_blocks(block)
+                running.forget(block.start)
                 for half in self._blocks(block.start, block.stop):
                     add(half)
                 return
@@ -293,8 +294,10 @@ def read_npz(path: Path, names: set[str]) -> dict[str, Any] | None:
             return {name: arrays[name] for name in names}
     except FileNotFoundError:
         return None
+    except NotADirectoryError:  # whoever writes there is told
+        return None
     except Exception as error:  # of damaged files zipfile and numpy raise half a dozen kinds
-        log.warning("%s cannot be read and is computed anew: %s", path, error)
+        log.warning("%s is damaged and is computed anew (%s)", path, type(error).__name__)
         return None
 
 

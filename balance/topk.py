@@ -235,7 +235,7 @@ class TorchProduct:
             # five times faster than a bfloat16 one.
             bits, least = scores.view(torch.int16).numpy(), thresholds.view(torch.int16).numpy()
             np.greater_equal(bits, least[:, None], out=reached.numpy())
-        elif self.device.type == "cpu":
+        elif self.device.type == "cpu" and self.dtype == torch.float32:  # numpy knows no bfloat16
             np.greater_equal(scores.numpy(), thresholds.numpy()[:, None], out=reached.numpy())  # twice torch's speed
         else:
             torch.ge(scores, thresholds[:, None], out=reached)

@@ -128,7 +128,20 @@ def read_guard(root: Path, value: str) -> Index:
         return _index(base, path.name, ids)
     if (path := base.with_name(base.name + ".csv")).is_file():
         return read_index(path)
-    return read_vectors(root, value).index
+    try:
+        return read_vectors(root, value).index
+    except NoSuchIndex:
+        raise NoSuchIndex(
+            f"no ids {value!r} under {base.parent} (looked for {base.name}.ids.txt, {base.name}.csv, "
+            f"{base.name}.parquet, {base.name}/; their vectors are not needed)"
+        ) from None
+
+
+def files_beside(root: Path, value: str) -> list[Path]:
+    """The ids and the index of a split, those that are there."""
+    base = _base(root, value)
+    paths = (base.with_name(base.name + suffix) for suffix in (".ids.txt", ".csv"))
+    return [path for path in paths if path.is_file()]
 
 
 def refuse_other_dims(**splits: GivenSplit) -> None:

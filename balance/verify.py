@@ -21,6 +21,7 @@ from balance.runs import Run, command
 
 NUM_ROWS = 1000
 _NAMED = 5  # mismatches that a message names
+_SPLITS = {"balanced": "seeds", "unbalanced": "pool"}
 
 
 def verify(folder: str) -> list[str]:
@@ -71,6 +72,11 @@ def _embeddings(run: Run, key: str, ids: Any) -> dict[str, list[Float32]]:
     held: Any
     if config["dataset"]["format"] == "embeddings":
         given = vectors.read_vectors(Path(config["dataset"]["root"]).expanduser(), config["dataset"][key])
+        if given.sha256 != run.manifest["inputs"][f"{_SPLITS[key]}.vectors"]:
+            raise UserError(
+                f"{given.index.file} does not hold the vectors any more that the run searched: put those back, or run "
+                "the job again"
+            )
         names, held = given.index.ids, given.vectors
         rows = np.flatnonzero(pc.is_in(names, value_set=wanted).to_numpy(zero_copy_only=False))
         data = held.take(rows)

@@ -45,17 +45,19 @@ def test_grid(backend: Backend, cosine: float, num_seeds: int, num_pool: int, di
     check(vectors[:num_seeds], vectors[num_seeds:], k, backend)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("cosine", [0.0, 0.996, 0.9999999])
-def test_other_first_passes(dtype: torch.dtype, cosine: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What CUDA and CPUs without bfloat16 would do, with far outliers that leave float16's range."""
+@pytest.mark.parametrize("k", [40, 400])
+def test_every_first_pass(dtype: torch.dtype, cosine: float, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What CUDA and CPUs with and without bfloat16 would do, with far outliers that leave float16's range; with K the
+    whole pool no seed has a guess, and thresholds are not positive."""
     monkeypatch.setattr(topk, "first_pass_dtype", lambda device: dtype)
     vectors = crowded(420, 32, cosine, seed=22)
     vectors[50:54] = 0
     vectors[60:64] *= -1
     vectors[70:74] = np.random.default_rng(0).standard_normal((4, 32))
     vectors[5] *= -1
-    check(vectors[:20], vectors[20:], 40, Backend.torch, 100)
+    check(vectors[:20], vectors[20:], k, Backend.torch, 100)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -250,6 +252,8 @@ def test_user_errors() -> None:
     pool = crowded(20, 4, 0.5, seed=1)
     with pytest.raises(UserError, match=r"k=21 .* 20 pool clips"):
         search(pool[:2], ArrayVectors(pool), 21, SearchConfig(), device=CPU)
+    with pytest.raises(UserError, match="no seeds"):
+        search(pool[:0], ArrayVectors(pool), 2, SearchConfig(), device=CPU)
     with pytest.raises(UserError, match="3 dimensions, the pool's 4"):
         search(pool[:2, :3], ArrayVectors(pool), 2, SearchConfig(), device=CPU)
     pool[13, 2] = np.nan
