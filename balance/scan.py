@@ -165,19 +165,7 @@ class Search:
 
         def add(block: slice) -> None:
             nonlocal done
-            fits = True
-            try:
-                self._add_block(block, centre, batches, running)
-            except torch.cuda.OutOfMemoryError:
-                if block.stop - block.start == 1:
-                    raise
-                fits = False  # and out of the clause, where the failed block's tensors are let go
-            if not fits:
-                self._halve_blocks(block)
-                running.forget(block.start)
-                for half in self._blocks(block.start, block.stop):
-                    add(half)
-                return
+            self._add(block, centre, batches, running)
             with self.lock:
                 done += block.stop - block.start
                 self.progress(done, num_pool)
@@ -198,6 +186,21 @@ class Search:
             block = slice(start, min(start + self.block_rows, stop))
             yield block
             start = block.stop
+
+    def _add(self, block: slice, centre: topk.Centre, batches: list[_Batch], running: exact.Running) -> None:
+        """`_add_block`, in halves where it does not fit into the GPU's memory."""
+        fits = True
+        try:
+            self._add_block(block, centre, batches, running)
+        except torch.cuda.OutOfMemoryError:
+            if block.stop - block.start == 1:
+                raise
+            fits = False  # and out of the clause, where the failed block's tensors are let go
+        if not fits:
+            self._halve_blocks(block)
+            running.forget(block.start)
+            for half in self._blocks(block.start, block.stop):
+                self._add(half, centre, batches, running)
 
     def _halve_blocks(self, block: slice) -> None:
         self.block_rows = (block.stop - block.start) // 2

@@ -74,8 +74,8 @@ def _embeddings(run: Run, key: str, ids: Any) -> dict[str, list[Float32]]:
         given = vectors.read_vectors(Path(config["dataset"]["root"]).expanduser(), config["dataset"][key])
         if given.sha256 != run.manifest["inputs"][f"{_SPLITS[key]}.vectors"]:
             raise UserError(
-                f"{given.index.file} does not hold the vectors any more that the run searched: put those back, or run "
-                "the job again"
+                f"the vectors of dataset.{key}={config['dataset'][key]} are no longer those that the run searched: put "
+                "those back, or run the job again"
             )
         names, held = given.index.ids, given.vectors
         rows = np.flatnonzero(pc.is_in(names, value_set=wanted).to_numpy(zero_copy_only=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import tarfile
@@ -17,6 +18,8 @@ from balance import finish, pipeline
 from balance.config import DatasetConfig, Settings
 from balance.encoder import EncoderConfig
 from balance.formats import Format
+from balance.records import UserError
+from balance.verify import verify
 from balance.why import why
 from tests import worlds
 
@@ -176,3 +179,12 @@ def test_own_vectors_give_the_neighbours_of_the_run(world, reference, tmp_path):
     with (tmp_path / "run" / f"augmented_k{K}.csv").open(newline="") as file:
         assert list(csv.DictReader(file)) == want_rows
     assert (tmp_path / "run" / f"src_augmented_k{K}.csv").exists()
+    inputs = json.loads((tmp_path / "run" / "manifest.json").read_text())["inputs"]
+    for name in worlds.SPLITS.values():
+        for path in (root / f"{name}.ids.txt", root / f"{name}.csv"):
+            assert inputs[str(path)] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert "neighbour rows follow" in verify(str(tmp_path / "run"))[0]
+    pool = root / f"{worlds.SPLITS['pool']}.npy"
+    np.save(pool, np.load(pool)[:, :-1])  # other vectors, of another dimension
+    with pytest.raises(UserError, match=r"the vectors of dataset.unbalanced=.* are no longer those"):
+        verify(str(tmp_path / "run"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import math
@@ -10,7 +11,9 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -246,6 +249,25 @@ def test_zero_vectors_among_negative_similarities() -> None:
     assert positions.tolist() == [[3, 1, 2, 0], [0, 1, 2, 3]]
     assert similarities[0].tolist() == [1.0, 0.0, float(np.float32(-math.sqrt(0.5))), -1.0]
     assert similarities[1].tobytes() == bytes(16)  # not a -0 among them
+
+
+def test_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table of keys, 16 bytes x seeds x k, is let go before the results are used, not when garbage is collected."""
+    kept: weakref.WeakSet[exact.Running] = weakref.WeakSet()
+
+    def running(*args: Any) -> exact.Running:
+        kept.add(made := original(*args))
+        return made
+
+    original = exact.Running
+    monkeypatch.setattr(exact, "Running", running)
+    vectors = crowded(50, 6, 0.5, seed=40)
+    gc.disable()
+    try:
+        search(vectors[:5], ArrayVectors(vectors[5:]), 4, SearchConfig(), device=CPU)
+        assert not kept
+    finally:
+        gc.enable()
 
 
 def test_user_errors() -> None:
