@@ -158,6 +158,10 @@ def search(
     found = None
     if nonzero.any():
         found = exact.from_keys(scan.Search(seeds[nonzero], pool, k, product, scratch, progress, block_rows).run())
+    else:  # nothing reads the pool, but what is wrong with it is said all the same
+        for start in range(0, num_pool, scan.SAMPLE_ROWS):
+            rows = torch.as_tensor(pool.read(start, min(start + scan.SAMPLE_ROWS, num_pool)))
+            scan.check_finite(exact.lengths_of(rows.double()), pool, start)
     positions = np.tile(np.arange(k, dtype=np.int32), (len(seeds), 1))
     similarities = np.zeros(positions.shape, dtype=np.float32)
     if found:

@@ -76,8 +76,10 @@ class Centre:
         out = self._workspace.empty("matrix", len(rows), self._columns, dtype=self.dtype)
         size, error, along = self._lower(rows, wide, lengths, out)
         if bounds:
-            # m·b is summed up like the rest; 2⁻²³ covers its third rounding, 1e-12 the float64 sums.
-            along = along + (self._gamma + 2.0**-23) * along.abs() + 1e-12 * self.scale**2
+            # m·b is summed up like the rest; 2⁻²³ covers its third rounding (where float16's pieces are subnormal, half
+            # of the 2⁻²⁴ of `thresholds` does), the last term the float64 sums.
+            sums = 1e-12 + self._dim * 2.0**-52
+            along = along + (self._gamma + 2.0**-23) * along.abs() + sums * self.scale**2
             out[:, self._dim + 3] = self._up(error + self._gamma * (size + error))
             out[:, self._dim + 4] = self._up(size)
         out[:, self._dim + 5] = 1.0

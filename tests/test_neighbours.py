@@ -282,6 +282,8 @@ def test_user_errors() -> None:
     named = ArrayVectors(pool, "part-7.arrow, id {}".format)
     with pytest.raises(UserError, match=r"part-7.arrow, id 13: .* not finite"):
         search(pool[:2], named, 2, SearchConfig(), device=CPU)
+    with pytest.raises(UserError, match=r"part-7.arrow, id 13: .* not finite"):
+        search(pool[:2] * 0, named, 2, SearchConfig(), device=CPU)
     with pytest.raises(UserError, match="id 13"):
         neighbours.load(named)
     pool[1, 0] = np.inf
