@@ -84,9 +84,13 @@ def acquire(path: Path) -> Lock | None:
                 return None
             _break(path)
             continue
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(owner, file)
-        return Lock(path)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                json.dump(owner, file)
+            return Lock(path)
+        except BaseException:  # a signal's, too: nobody would give the lock back
+            path.unlink(missing_ok=True)
+            raise
     return None
 
 
