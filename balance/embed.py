@@ -157,13 +157,13 @@ def _embed(task: EmbedTask, batches: _Batches, report: Report) -> None:
     left = list(range(len(task.plan.names)))
     while left:
         claimed = _Claims(task, left)
-        with DecoderPool(
-            task.decode, claimed.jobs(), num_workers=task.num_workers, clip_timeout_s=task.clip_timeout_s
-        ) as decoders:
-            try:
+        try:  # around the pool: its threads claim as soon as it is made
+            with DecoderPool(
+                task.decode, claimed.jobs(), num_workers=task.num_workers, clip_timeout_s=task.clip_timeout_s
+            ) as decoders:
                 _consume(task, decoders, claimed, batches, report)
-            finally:
-                claimed.release()
+        finally:
+            claimed.release()
         left = claimed.held_by_others
         for part in claimed.done_by_others:
             clips = int(task.plan.bounds[part + 1] - task.plan.bounds[part])
