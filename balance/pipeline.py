@@ -190,18 +190,20 @@ def _ensure_demo(settings: Settings) -> None:
 
 def _load_vectors(settings: Settings, device: torch.device) -> Loaded:
     root = settings.root
+    beside: list[Path] = []
 
     def read(value: str) -> vectors.GivenSplit | Index:
+        split: vectors.GivenSplit | Index
         try:
-            return vectors.read_vectors(root, value, scratch=_scratch(settings))
+            split = vectors.read_vectors(root, value, scratch=_scratch(settings))
         except NoSuchIndex:
             if value != settings.dataset.eval:
                 raise
-            return vectors.read_guard(root, value)  # ids alone serve the guard
+            split = vectors.read_guard(root, value)  # ids alone serve the guard
+        beside.extend(vectors.files_beside(root, value))
+        return split
 
     found = sources.read_splits(settings.dataset, read)
-    dataset = settings.dataset
-    values = {"seeds": dataset.balanced, "pool": dataset.unbalanced, "eval": dataset.eval or ""}
     given = {name: split for name, split in found.items() if isinstance(split, vectors.GivenSplit)}
     indexes = {name: split.index if isinstance(split, vectors.GivenSplit) else split for name, split in found.items()}
     sources.check_indexes(settings.k, settings.augment.budget, indexes)
@@ -225,10 +227,7 @@ def _load_vectors(settings: Settings, device: torch.device) -> Loaded:
         device=str(device),
         precision="float32",
         precision_report=None,
-        inputs=shas
-        | sources.input_hashes(
-            [ontology, *(path for name in found for path in vectors.files_beside(root, values[name]))]
-        ),
+        inputs=shas | sources.input_hashes([*beside, ontology]),
         times_s={},
     )
 

@@ -59,23 +59,27 @@ class Search:
         on_cpu = self.device.type == "cpu"
         cores = torch.get_num_threads() if on_cpu else 1
         self.rescore_pairs = RESCORE_PAIRS // cores
-        if block_rows is None:
-            most, batch = product.block_bytes // (4 * pool.shape[1]), min(len(seeds), SEED_ROWS)
-            most = min(most, (BLOCK_PAIRS_CPU if on_cpu else BLOCK_PAIRS_GPU) // (cores * batch))
-            if not on_cpu:
-                free_bytes, _ = torch.cuda.mem_get_info(self.device)
-                # A row as it came, in float64 and lowered, a pair's score and whether it reaches: half of what is free.
-                most = min(most, free_bytes // 2 // (18 * pool.shape[1] + 4 * batch))
-            most = max(ROWS_MULTIPLE, most // ROWS_MULTIPLE * ROWS_MULTIPLE)
-            block_rows = math.ceil(pool.shape[0] / (cores * math.ceil(pool.shape[0] / (cores * most))))
-            block_rows = -(-block_rows // ROWS_MULTIPLE) * ROWS_MULTIPLE
-        self.block_rows = min(block_rows, pool.shape[0])
+        self.block_rows = min(block_rows or self._usual_block_rows(len(seeds), cores), pool.shape[0])
         self.signature = f"{hashlib.sha256(seeds.tobytes()).hexdigest()} {pool.shape} {k}"
         self.seeds64 = torch.from_numpy(seeds).to(self.device).double()
         self.lengths = exact.lengths_of(self.seeds64)
         self.workspace = Workspace(self.device)
         self.lock = threading.Lock()
         self.spread: Spread = map
+
+    def _usual_block_rows(self, num_seeds: int, cores: int) -> int:
+        """As many as the backend likes and memory allows, and about as many in every block of every core."""
+        (num_pool, dim), batch = self.pool.shape, min(num_seeds, SEED_ROWS)
+        most = self.product.block_bytes // (4 * dim)
+        if self.device.type == "cpu":
+            most = min(most, BLOCK_PAIRS_CPU // (cores * batch))
+        else:
+            free_bytes, _ = torch.cuda.mem_get_info(self.device)
+            # A row as it came, in float64 and lowered, a pair's score and whether it reaches: half of what is free.
+            most = min(most, BLOCK_PAIRS_GPU // batch, free_bytes // 2 // (18 * dim + 4 * batch))
+        most = max(ROWS_MULTIPLE, most // ROWS_MULTIPLE * ROWS_MULTIPLE)
+        rows = math.ceil(num_pool / (cores * math.ceil(num_pool / (cores * most))))
+        return math.ceil(rows / ROWS_MULTIPLE) * ROWS_MULTIPLE
 
     def run(self) -> Int64:
         """Keys (S, k) int64, ascending."""
@@ -295,12 +299,11 @@ def read_npz(path: Path, names: set[str]) -> dict[str, Any] | None:
     try:
         with path.open("rb") as file, np.load(file) as arrays:
             return {name: arrays[name] for name in names}
-    except FileNotFoundError:
-        return None
-    except NotADirectoryError:  # whoever writes there is told
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except Exception as error:  # of damaged files zipfile and numpy raise half a dozen kinds
-        log.warning("%s is damaged and is computed anew (%s)", path, type(error).__name__)
+        why = error if isinstance(error, OSError) else type(error).__name__  # numpy's words advise to load pickles
+        log.warning("%s cannot be read and is computed anew: %s", path, why)
         return None
 
 

@@ -271,10 +271,9 @@ class FaissProduct:
         queries, base = (faiss.swig_ptr(matrix.numpy()) for matrix in (lowered, pool))
         # Strictly above: the radius is a hair below 0.
         faiss.range_search_inner_product(queries, base, seeds.shape[1], len(seeds), len(pool), -1e-30, found)
-        counts = np.diff(faiss.rev_swig_ptr(found.lims, len(seeds) + 1).astype(np.int64))
-        num_pairs = int(counts.sum())
-        row_at = faiss.rev_swig_ptr(found.labels, num_pairs).copy() if num_pairs else np.empty(0, np.int64)
-        return torch.from_numpy(np.arange(len(seeds)).repeat(counts)), torch.from_numpy(row_at)
+        starts = faiss.rev_swig_ptr(found.lims, len(seeds) + 1).astype(np.int64)
+        row_at = faiss.rev_swig_ptr(found.labels, int(starts[-1])).copy() if starts[-1] else np.empty(0, np.int64)
+        return torch.from_numpy(np.arange(len(seeds)).repeat(np.diff(starts))), torch.from_numpy(row_at)
 
 
 class FaissLists:
@@ -304,7 +303,7 @@ class FaissLists:
         reached = scores >= thresholds[:, None]
         more = reached[:, -1] & (asked < len(pool))
         reached[more] = False
-        seed_at, at = reached.nonzero(as_tuple=True)
+        seed_at, at = pairs_of(reached)
         row_at = rows[seed_at, at]
         if bool(more.any()):
             again = more.nonzero().squeeze(1)

@@ -133,7 +133,7 @@ def read_guard(root: Path, value: str) -> Index:
     except NoSuchIndex:
         raise NoSuchIndex(
             f"no ids {value!r} under {base.parent} (looked for {base.name}.ids.txt, {base.name}.csv, "
-            f"{base.name}.parquet, {base.name}/; their vectors are not needed)"
+            f"{base.name}.parquet, {base.name}/; their vectors are not needed). {_vectors_there(base.parent)}"
         ) from None
 
 
