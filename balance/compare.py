@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from balance.runs import Run, command
+from balance.results.read_run import Run, command
 
 NUM_SHOWN = 10
 

@@ -16,11 +16,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from balance.augment import AugmentConfig
-from balance.encoder import EncoderConfig
-from balance.formats import ColumnsConfig, Format
-from balance.neighbours import SearchConfig
+from balance.curation.decontaminate import AugmentConfig
+from balance.data.formats import ColumnsConfig, Format
+from balance.encoders.vipant import EncoderConfig
 from balance.records import UserError
+from balance.search.top_k import SearchConfig
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 

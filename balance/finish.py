@@ -10,12 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from balance import curation, decisions, evidence, files, formats, outputs, report
 from balance.config import Settings
-from balance.formats import Format
+from balance.curation import curate
+from balance.data import formats
+from balance.data.formats import Format
 from balance.pipeline import Prepared, acoustic_copies, prepare
 from balance.records import Index, Neighbours, common_names
-from balance.train_root import write_train_root
+from balance.report import page
+from balance.results import curation_files, tables
+from balance.results.train_root import write_train_root
+from balance.runtime import files
+from balance.stats import labels
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +33,7 @@ def run(settings: Settings, folder: Path) -> None:
     prepared = prepare(settings)
     k, seeds, pool = settings.k, prepared.seeds, prepared.pool
     neighbours = prepared.neighbours.top(k)
-    curated = curation.curate(
+    curated = curate.curate(
         settings.augment,
         seed=settings.seed,
         seeds=seeds,
@@ -37,20 +42,22 @@ def run(settings: Settings, folder: Path) -> None:
         neighbours=neighbours,
         acoustic=acoustic_copies(settings, prepared),
     )
-    written = outputs.write_neighbours(folder, k, seeds.index, pool.index, neighbours)
-    written += outputs.write_augmented(folder, k, seeds.index, seeds.embedded, pool.index, curated.union)
+    written = tables.write_neighbours(folder, k, seeds.index, pool.index, neighbours)
+    written += tables.write_augmented(folder, k, seeds.index, seeds.embedded, pool.index, curated.union)
     training = _write_training_index(
         settings, folder, [seeds.index.take(seeds.embedded), pool.index.take(curated.union.pool_rows)]
     )
     written += training
-    written += decisions.write_curation(folder, k, seeds.index, seeds.embedded, pool.index, prepared.leaks, curated)
-    written.append(outputs.write_failures(folder, prepared.failures))
-    summary = outputs.summarise(prepared, k, curated.union) | {"curation": curated.figures}
+    written += curation_files.write_curation(
+        folder, k, seeds.index, seeds.embedded, pool.index, prepared.leaks, curated
+    )
+    written.append(tables.write_failures(folder, prepared.failures))
+    summary = tables.summarise(prepared, k, curated.union) | {"curation": curated.figures}
     files.write_json(folder / "summary.json", summary)
     written.append(folder / "summary.json")
-    written.append(report.write_report(folder, prepared=prepared, k=k, curated=curated, summary=summary))
+    written.append(page.write_report(folder, prepared=prepared, k=k, curated=curated, summary=summary))
     times_s = {**prepared.times_s, "total_s": time.monotonic() - started}
-    outputs.write_manifest(folder, prepared=prepared, outputs=written, ids=folder / f"ids_k{k}.csv", times_s=times_s)
+    tables.write_manifest(folder, prepared=prepared, outputs=written, ids=folder / f"ids_k{k}.csv", times_s=times_s)
     if settings.dataset.format is Format.vipant:
         write_train_root(
             folder,
@@ -72,7 +79,7 @@ def _write_training_index(settings: Settings, folder: Path, parts: list[Index]) 
         return formats.write_index(form, parts, folder, k, columns=settings.dataset.columns)
     if any(part.lines is None for part in parts):
         return []  # the user's own vectors without an index beside them
-    return outputs.write_index(folder / f"src_augmented_k{k}.csv", parts)
+    return tables.write_index(folder / f"src_augmented_k{k}.csv", parts)
 
 
 def _tell(prepared: Prepared, summary: dict[str, Any], folder: Path, train_with: str) -> None:
@@ -89,11 +96,11 @@ def _tell(prepared: Prepared, summary: dict[str, Any], folder: Path, train_with:
         f"{summary['pool_share']:.1%} of the {summary['num_pool_eligible']:,} pool clips that can be chosen "
         f"(uniform picks: {summary['pool_share_uniform']:.1%})"
     ]
-    agreement = evidence.label_agreement(seed_labels, pool_labels, top)
+    agreement = labels.label_agreement(seed_labels, pool_labels, top)
     if agreement is not None:
-        by_chance = evidence.label_agreement_random(seed_labels, eligible) or 0.0
-        recall = evidence.label_recall(seed_labels, pool_labels, top) or 0.0
-        recall_by_chance = evidence.label_recall_random(seed_labels, eligible, at) or 0.0
+        by_chance = labels.label_agreement_random(seed_labels, eligible) or 0.0
+        recall = labels.label_recall(seed_labels, pool_labels, top) or 0.0
+        recall_by_chance = labels.label_recall_random(seed_labels, eligible, at) or 0.0
         times = f", {agreement / by_chance:.2f} x chance" if by_chance else ""
         lines.append(
             f"label agreement@{at}: {agreement:.3f} (random picks {by_chance:.3f}{times}); "

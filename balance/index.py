@@ -1,6 +1,6 @@
 """`python -m balance.index`: official segment lists and a media folder -> VIP-ANT index files.
 
-Composes the configuration, hands it to `balance.indexer`, prints its inventory.
+Composes the configuration, hands it to `balance.data.build_index`, prints its inventory.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from balance import entry, indexer, sources
 from balance.config import CONF, register, register_resolvers, settings_from
+from balance.data import build_index, splits
+from balance.runtime import command
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 class IndexSettings:
     """The whole configuration of the command."""
 
-    index: indexer.IndexConfig = field(default_factory=indexer.IndexConfig)
+    index: build_index.IndexConfig = field(default_factory=build_index.IndexConfig)
 
 
 register("index", IndexSettings)
@@ -32,14 +33,14 @@ register_resolvers()
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="index")
 def main(config: DictConfig) -> None:
     """One indexing."""
-    with entry.errors_for_people():
+    with command.errors_for_people():
         settings: IndexSettings = settings_from(config)
         names: dict[str, str] = {}
         if settings.index.media is not None:
-            names, _ = sources.read_ontology(None, Path(settings.index.media).expanduser())
-        for line in indexer.build(settings.index, ontology=names):
+            names, _ = splits.read_ontology(None, Path(settings.index.media).expanduser())
+        for line in build_index.build(settings.index, ontology=names):
             log.info("%s", line)
 
 
 if __name__ == "__main__":
-    entry.start(main)
+    command.start(main)

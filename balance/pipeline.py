@@ -24,17 +24,21 @@ import pyarrow.compute as pc
 import torch
 from tqdm import tqdm
 
-from balance import augment, demo, formats, sources, vectors, vipant
-from balance.checks import PrecisionReport
-from balance.clips import NoSuchIndex
+from balance.audio.fbank import FrontEnd
 from balance.config import Settings, as_omegaconf
-from balance.copies import AcousticCopies
-from balance.embedding import decode_settings, embed_media
-from balance.encoder import resolve_device
-from balance.fbank import FrontEnd
-from balance.formats import Format
-from balance.neighbours import cached_search, load
+from balance.curation import decontaminate
+from balance.curation.acoustic import AcousticCopies
+from balance.data import formats, precomputed
+from balance.data.formats import Format
+from balance.data.splits import check_indexes, check_k, input_hashes, read_ontology, read_splits
+from balance.data.vipant_index import NoSuchIndex
+from balance.demo import sounds
+from balance.embed.checks import PrecisionReport
+from balance.embed.stage import decode_settings, embed_media
+from balance.encoders.checkpoint import TowerConfig, read_checkpoint, write_random_checkpoint
+from balance.encoders.vipant import resolve_device
 from balance.records import Failure, Index, Int64, Neighbours, SomeVectors, Split, UserError
+from balance.search.top_k import cached_search, load
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +73,7 @@ class Prepared(Loaded):
     """
 
     settings: Settings
-    leaks: augment.Removed
+    leaks: decontaminate.Removed
     eligible: Int64
     neighbours: Neighbours
 
@@ -87,7 +91,7 @@ class Prepared(Loaded):
 
 
 # The published shape in small; 5 s, the longest demo clip.
-_DEMO_TOWER = vipant.TowerConfig(
+_DEMO_TOWER = TowerConfig(
     width=128, num_layers=2, dim=64, patch=(32, 32), stride=(16, 24), max_frames=500, num_mel_bins=128
 )
 _DEMO_FRONT_END = FrontEnd(max_frames=500, num_mel_bins=128, mean=-4.93839311, std=5.75751113, zero_mean=True)
@@ -97,7 +101,7 @@ _kept: dict[str, Loaded] = {}
 
 def prepare(settings: Settings) -> Prepared:
     """Every stage up to the neighbours, or what is left of it. Raises UserError, OSError."""
-    beside = dataclasses.replace(settings, k=1, augment=augment.AugmentConfig())
+    beside = dataclasses.replace(settings, k=1, augment=decontaminate.AugmentConfig())
     key = json.dumps(asdict(beside), default=str, sort_keys=True)
     if key not in _kept:
         _kept.clear()
@@ -105,14 +109,16 @@ def prepare(settings: Settings) -> Prepared:
     loaded = _kept[key]
     started = time.monotonic()
     seeds, pool = loaded.splits["seeds"], loaded.splits["pool"]
-    leaks = augment.find_leaks(settings.augment, pool, loaded.splits.get("eval"), acoustic_copies(settings, loaded))
+    leaks = decontaminate.find_leaks(
+        settings.augment, pool, loaded.splits.get("eval"), acoustic_copies(settings, loaded)
+    )
     excluded = np.asarray(
         pc.is_in(pool.index.ids, value_set=seeds.index.ids).to_numpy(zero_copy_only=False), dtype=bool
     ).copy()
     excluded[leaks.rows] = True
     may_be = np.flatnonzero(~excluded[pool.embedded])
     eligible = pool.embedded[may_be]
-    sources.check_k(
+    check_k(
         settings.k,
         len(eligible),
         f"that can be neighbours ({len(pool.index):,} listed, {len(pool.embedded):,} embedded, of these "
@@ -142,7 +148,10 @@ def prepare(settings: Settings) -> Prepared:
 
 def acoustic_copies(settings: Settings, loaded: Loaded) -> AcousticCopies | None:
     """What finds copies by their sound, where the configuration asks for it and there is sound."""
-    asked = augment.Leaks.acoustic is settings.augment.leaks or augment.Copies.acoustic is settings.augment.copies
+    asked = (
+        decontaminate.Leaks.acoustic is settings.augment.leaks
+        or decontaminate.Copies.acoustic is settings.augment.copies
+    )
     if not asked or settings.dataset.format is Format.embeddings:
         return None
     return AcousticCopies(
@@ -181,10 +190,10 @@ def _load(settings: Settings) -> Loaded:
 
 def _ensure_demo(settings: Settings) -> None:
     root = settings.cache / "demo"
-    demo.ensure(root, num_processes=settings.num_workers or 1)
+    sounds.ensure(root, num_processes=settings.num_workers or 1)
     if not (root / "checkpoint.pth").is_file():
-        vipant.write_random_checkpoint(
-            root / "checkpoint.pth", seed=demo.SEED, config=_DEMO_TOWER, front_end=_DEMO_FRONT_END, wrap=as_omegaconf
+        write_random_checkpoint(
+            root / "checkpoint.pth", seed=sounds.SEED, config=_DEMO_TOWER, front_end=_DEMO_FRONT_END, wrap=as_omegaconf
         )
 
 
@@ -192,23 +201,25 @@ def _load_vectors(settings: Settings, device: torch.device) -> Loaded:
     root = settings.root
     beside: list[Path] = []
 
-    def read(value: str) -> vectors.GivenSplit | Index:
-        split: vectors.GivenSplit | Index
+    def read(value: str) -> precomputed.GivenSplit | Index:
+        split: precomputed.GivenSplit | Index
         try:
-            split = vectors.read_vectors(root, value, scratch=_scratch(settings))
+            split = precomputed.read_vectors(root, value, scratch=_scratch(settings))
         except NoSuchIndex:
             if value != settings.dataset.eval:
                 raise
-            split = vectors.read_guard(root, value)  # ids alone serve the guard
-        beside.extend(vectors.files_beside(root, value))
+            split = precomputed.read_guard(root, value)  # ids alone serve the guard
+        beside.extend(precomputed.files_beside(root, value))
         return split
 
-    found = sources.read_splits(settings.dataset, read)
-    given = {name: split for name, split in found.items() if isinstance(split, vectors.GivenSplit)}
-    indexes = {name: split.index if isinstance(split, vectors.GivenSplit) else split for name, split in found.items()}
-    sources.check_indexes(settings.k, settings.augment.budget, indexes)
-    vectors.refuse_other_dims(**given)
-    names, ontology = sources.read_ontology(settings.dataset.ontology, root)
+    found = read_splits(settings.dataset, read)
+    given = {name: split for name, split in found.items() if isinstance(split, precomputed.GivenSplit)}
+    indexes = {
+        name: split.index if isinstance(split, precomputed.GivenSplit) else split for name, split in found.items()
+    }
+    check_indexes(settings.k, settings.augment.budget, indexes)
+    precomputed.refuse_other_dims(**given)
+    names, ontology = read_ontology(settings.dataset.ontology, root)
     shas = {f"{name}.vectors": split.sha256 for name, split in given.items()}
     fingerprint = hashlib.sha256(json.dumps([shas["seeds.vectors"], shas["pool.vectors"]]).encode()).hexdigest()
     splits = {
@@ -227,7 +238,7 @@ def _load_vectors(settings: Settings, device: torch.device) -> Loaded:
         device=str(device),
         precision="float32",
         precision_report=None,
-        inputs=shas | sources.input_hashes([*beside, ontology]),
+        inputs=shas | input_hashes([*beside, ontology]),
         times_s={},
     )
 
@@ -248,15 +259,15 @@ def _load_media(settings: Settings, device: torch.device) -> Loaded:
     def read(value: str) -> Index:
         return formats.read_split(dataset.format, value, root=root, media=media_root, columns=dataset.columns)
 
-    indexes = sources.read_splits(dataset, read)
-    sources.check_indexes(settings.k, settings.augment.budget, indexes)
-    names, ontology = sources.read_ontology(dataset.ontology, root)
+    indexes = read_splits(dataset, read)
+    check_indexes(settings.k, settings.augment.budget, indexes)
+    names, ontology = read_ontology(dataset.ontology, root)
     if settings.encoder.checkpoint is None:
         raise UserError(
             "encoder.checkpoint is not given: type encoder.checkpoint=/path/to/00071478.pth (the README says where it "
             "is), or try dataset=demo"
         )
-    checkpoint = vipant.read_checkpoint(Path(settings.encoder.checkpoint).expanduser())
+    checkpoint = read_checkpoint(Path(settings.encoder.checkpoint).expanduser())
     embedded = embed_media(settings, indexes, checkpoint, device=device, names=names)
     return Loaded(
         splits=embedded.splits,
@@ -267,7 +278,7 @@ def _load_media(settings: Settings, device: torch.device) -> Loaded:
         device=str(device),
         precision=embedded.precision,
         precision_report=embedded.precision_report,
-        inputs=sources.input_hashes([*(Path(index.file) for index in indexes.values()), ontology])
+        inputs=input_hashes([*(Path(index.file) for index in indexes.values()), ontology])
         | {str(checkpoint.path): checkpoint.sha256},
         times_s=embedded.times_s,
     )

@@ -12,8 +12,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from balance import entry, finish, report
+from balance import finish
 from balance.config import CONF, Settings, register, register_resolvers, settings_from
+from balance.report import page
+from balance.runtime import command
 
 register("run", Settings)
 register_resolvers()
@@ -22,13 +24,13 @@ register_resolvers()
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(config: DictConfig) -> None:
     """One job: a run, or one of a sweep."""
-    with entry.errors_for_people():
+    with command.errors_for_people():
         settings: Settings = settings_from(config)
         job = HydraConfig.get()
         finish.run(settings, Path(job.runtime.output_dir))
         if job.mode == RunMode.MULTIRUN:
-            report.write_sweep(Path(job.sweep.dir))
+            page.write_sweep(Path(job.sweep.dir))
 
 
 if __name__ == "__main__":
-    entry.start(main)
+    command.start(main)

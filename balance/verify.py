@@ -15,9 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from balance import files, store, vectors
+from balance.data import precomputed
+from balance.embed import store
 from balance.records import Float32, UserError
-from balance.runs import Run, command
+from balance.results.read_run import Run, command
+from balance.runtime import files
 
 NUM_ROWS = 1000
 _NAMED = 5  # mismatches that a message names
@@ -71,7 +73,7 @@ def _embeddings(run: Run, key: str, ids: Any) -> dict[str, list[Float32]]:
     wanted = pc.unique(ids)
     held: Any
     if config["dataset"]["format"] == "embeddings":
-        given = vectors.read_vectors(Path(config["dataset"]["root"]).expanduser(), config["dataset"][key])
+        given = precomputed.read_vectors(Path(config["dataset"]["root"]).expanduser(), config["dataset"][key])
         if given.sha256 != run.manifest["inputs"][f"{_SPLITS[key]}.vectors"]:
             raise UserError(
                 f"the vectors of dataset.{key}={config['dataset'][key]} are no longer those that the run searched: put "

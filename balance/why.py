@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from balance.formats import ColumnsConfig, Format, read_split
+from balance.data.formats import ColumnsConfig, Format, read_split
 from balance.records import UserError
-from balance.runs import Run, command
+from balance.results.read_run import Run, command
 
 NUM_SHOWN = 20
 _SAID = {

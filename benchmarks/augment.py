@@ -21,12 +21,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from balance import curation, decisions, files, outputs, report
-from balance.augment import AugmentConfig, Balance, Copies, Removed
 from balance.config import DatasetConfig, Settings
-from balance.neighbours import ArrayVectors
+from balance.curation import curate
+from balance.curation.decontaminate import AugmentConfig, Balance, Copies, Removed
 from balance.pipeline import Prepared
 from balance.records import Facts, Index, Labels, Neighbours, Split
+from balance.report.page import write_report
+from balance.results import curation_files, tables
+from balance.runtime import files
+from balance.search.top_k import ArrayVectors
 
 NUM_LABELS = 527
 AUDIOSET = {"seeds": 22_160, "pools": [250_000, 500_000, 1_000_000, 2_000_000], "k": 512}
@@ -111,24 +114,26 @@ def one_size(num_seeds: int, num_pool: int, k: int, per_label: int) -> dict[str,
             now = time.perf_counter()
             times[stage], last = now - last, now
 
-        curated = curation.curate(
+        curated = curate.curate(
             config, seed=1, seeds=seeds, pool=pool, eligible=prepared.eligible, neighbours=neighbours
         )
         done("controls")
-        written = outputs.write_neighbours(folder, k, seeds.index, pool.index, neighbours)
+        written = tables.write_neighbours(folder, k, seeds.index, pool.index, neighbours)
         done("neighbours files")
-        written += outputs.write_augmented(folder, k, seeds.index, seeds.embedded, pool.index, curated.union)
+        written += tables.write_augmented(folder, k, seeds.index, seeds.embedded, pool.index, curated.union)
         parts = [seeds.index, pool.index.take(curated.union.pool_rows)]
-        written += outputs.write_index(folder / f"src_augmented_k{k}.csv", parts)
+        written += tables.write_index(folder / f"src_augmented_k{k}.csv", parts)
         done("augmented files")
-        written += decisions.write_curation(folder, k, seeds.index, seeds.embedded, pool.index, prepared.leaks, curated)
+        written += curation_files.write_curation(
+            folder, k, seeds.index, seeds.embedded, pool.index, prepared.leaks, curated
+        )
         done("decisions")
-        summary = outputs.summarise(prepared, k, curated.union)
+        summary = tables.summarise(prepared, k, curated.union)
         files.write_json(folder / "summary.json", summary)
         done("summary")
-        page = report.write_report(folder, prepared=prepared, k=k, curated=curated, summary=summary)
+        page = write_report(folder, prepared=prepared, k=k, curated=curated, summary=summary)
         done("page")
-        outputs.write_manifest(
+        tables.write_manifest(
             folder, prepared=prepared, outputs=[*written, page], ids=folder / f"ids_k{k}.csv", times_s={}
         )
         done("manifest")

@@ -18,8 +18,8 @@ import numpy as np
 import scipy.signal
 import soundfile
 
-from balance.augment import AugmentConfig
-from balance.copies import NUM_PROPOSALS, Profile, correlation, features
+from balance.curation.acoustic import NUM_PROPOSALS, Profile, correlation, features
+from balance.curation.decontaminate import AugmentConfig
 
 RATE_HZ = 22050
 SECONDS = 10.0

@@ -29,31 +29,29 @@ import straightforward
 import torch
 from omegaconf import OmegaConf
 
-from balance import audio, embed, vipant
-from balance.cores import Cores
-from balance.decoders import DecoderPool, DecodeSettings, Job, plan_slots
-from balance.encoder import Precision, build_encoder
-from balance.fbank import FrontEnd, log_mel
+from balance.audio import decode
+from balance.audio.decoders import DecoderPool, DecodeSettings, Job, plan_slots
+from balance.audio.fbank import FrontEnd, log_mel
+from balance.embed import worker
+from balance.encoders.checkpoint import Checkpoint, TowerConfig, read_checkpoint, write_random_checkpoint
+from balance.encoders.vipant import Precision, build_encoder
 from balance.records import Index, Labels
+from balance.runtime.threads import Cores
 
-RELEASED = vipant.TowerConfig(
+RELEASED = TowerConfig(
     width=768, num_layers=12, dim=512, patch=(32, 32), stride=(16, 24), max_frames=1000, num_mel_bins=128
 )
-TINY = vipant.TowerConfig(
-    width=64, num_layers=2, dim=32, patch=(32, 32), stride=(16, 24), max_frames=200, num_mel_bins=64
-)
+TINY = TowerConfig(width=64, num_layers=2, dim=32, patch=(32, 32), stride=(16, 24), max_frames=200, num_mel_bins=64)
 SAMPLE_RATE = 44_100
 CPU = torch.device("cpu")
 
 
-def write_world(root: Path, num_clips: int, config: vipant.TowerConfig) -> list[str]:
+def write_world(root: Path, num_clips: int, config: TowerConfig) -> list[str]:
     """A checkpoint `model.pth` and that many stereo mp3 of full length; their names."""
     front_end = FrontEnd(
         max_frames=config.max_frames, num_mel_bins=config.num_mel_bins, mean=-4.9, std=5.8, zero_mean=True
     )
-    vipant.write_random_checkpoint(
-        root / "model.pth", seed=0, config=config, front_end=front_end, wrap=OmegaConf.create
-    )
+    write_random_checkpoint(root / "model.pth", seed=0, config=config, front_end=front_end, wrap=OmegaConf.create)
     names = [f"clip{i}.mp3" for i in range(num_clips)]
     seconds = np.arange(SAMPLE_RATE * config.max_frames // 100)[:, None] / SAMPLE_RATE
     for i, name in enumerate(names):
@@ -164,11 +162,11 @@ def end_to_end(
     torch.set_num_threads(threads)
     memory = PeakMemory()
     index = Index("benchmark", pa.array(names), pa.array(names), Labels.of([()] * len(names)))
-    checkpoint = vipant.read_checkpoint(root / "model.pth")
+    checkpoint = read_checkpoint(root / "model.pth")
     with tempfile.TemporaryDirectory() as directory:
-        task = embed.EmbedTask(
+        task = worker.EmbedTask(
             directory=Path(directory),
-            plan=embed.plan_parts([("pool", index, np.arange(len(names)))], embed.PART_CLIPS["cpu"]),
+            plan=worker.plan_parts([("pool", index, np.arange(len(names)))], worker.PART_CLIPS["cpu"]),
             checkpoint=root / "model.pth",
             device=device,
             precision=precision,
@@ -182,13 +180,13 @@ def end_to_end(
         started = None
         done = 0
 
-        def report(progress: embed.Progress) -> None:
+        def report(progress: worker.Progress) -> None:
             nonlocal started, done
             started = started or time.perf_counter()
             done += progress.num_clips
             assert not progress.failures, progress.failures
 
-        embed.embed(task, report)
+        worker.embed(task, report)
         assert started is not None
         assert done == len(names)
         rate = len(names) / (time.perf_counter() - started)
@@ -206,7 +204,7 @@ def run_end_to_end(*arguments: Any) -> tuple[float, int]:
     return rate, peak_bytes
 
 
-def straightforward_rate(root: Path, names: list[str], checkpoint: vipant.Checkpoint, repeats: int) -> float:
+def straightforward_rate(root: Path, names: list[str], checkpoint: Checkpoint, repeats: int) -> float:
     tower = straightforward.PublishedTower(checkpoint)
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory)
@@ -223,14 +221,14 @@ def measure(args: argparse.Namespace, root: Path) -> dict[str, Any]:
     config = TINY if args.tiny else RELEASED
     threads = torch.get_num_threads()
     names = write_world(root, args.clips, config)
-    checkpoint = vipant.read_checkpoint(root / "model.pth")
+    checkpoint = read_checkpoint(root / "model.pth")
     front_end = checkpoint.front_end
     rates: dict[str, float] = {}
     figures: dict[str, Any] = {"threads": threads, "clips": args.clips, "torch": torch.__version__}
 
     rates["straightforward"] = straightforward_rate(root, names[: args.straightforward_clips], checkpoint, args.repeats)
     rates["decode"] = decode_rate(root, names, front_end, threads)
-    wave = torch.from_numpy(audio.load(root / names[0], max_frames=config.max_frames, zero_mean=True).samples)[None]
+    wave = torch.from_numpy(decode.load(root / names[0], max_frames=config.max_frames, zero_mean=True).samples)[None]
     figures["fbank_ratio"] = fbank_ratio(wave, front_end, args.repeats)
     pairs = [wave.repeat(2, 1)] * 16  # what the product gives a core at once
     lengths = [wave.shape[1]] * 2
@@ -263,9 +261,9 @@ def measure_on_gpu(args: argparse.Namespace, root: Path) -> dict[str, Any]:
     for i in range(args.clips):  # other names for the same bytes: each is decoded
         names.append(f"link{i}.mp3")
         os.link(root / files[i % len(files)], root / names[-1])
-    checkpoint = vipant.read_checkpoint(root / "model.pth")
+    checkpoint = read_checkpoint(root / "model.pth")
     front_end = checkpoint.front_end
-    wave = torch.from_numpy(audio.load(root / names[0], max_frames=1000, zero_mean=True).samples)[None]
+    wave = torch.from_numpy(decode.load(root / names[0], max_frames=1000, zero_mean=True).samples)[None]
     waves = wave.repeat(args.batch_size, 1).to(device)
     lengths = [waves.shape[1]] * len(waves)
     rates = {"decode": decode_rate(root, names[:1000], front_end, workers)}

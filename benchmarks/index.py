@@ -62,7 +62,7 @@ def index(segments: Path, media: Path, out: Path) -> dict[str, float]:
 
 
 def index_here(segments: str, media: str, out: str) -> None:
-    from balance.indexer import IndexConfig, build
+    from balance.data.build_index import IndexConfig, build
 
     for line in build(IndexConfig(segments=segments, media=media, out=out)):
         print(line)

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from balance.neighbours import ArrayVectors, Backend, SearchConfig, search
+from balance.search.top_k import ArrayVectors, Backend, SearchConfig, search
 
 Times = dict[str, float]
 

@@ -22,15 +22,15 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from balance import arms
-from balance.features import BLOCK_ROWS
-from balance.logistic import Columns, fit
-from balance.metrics import Ranking, macro
-from balance.neighbours import ArrayVectors
-from balance.probing import Judge, Probe, ProbeConfig
-from balance.problem import Problem, Side
+from balance.data.precomputed import FlatVectors
+from balance.probe import training_sets
+from balance.probe.data import Problem, Side
+from balance.probe.features import BLOCK_ROWS
+from balance.probe.logistic import Columns, fit
+from balance.probe.ranking_metrics import Ranking, macro
+from balance.probe.runner import Judge, Probe, ProbeConfig
 from balance.records import Labels
-from balance.vectors import FlatVectors
+from balance.search.top_k import ArrayVectors
 
 
 class World:
@@ -99,7 +99,9 @@ def large(given: argparse.Namespace, folder: Path) -> dict[str, float]:
     )
     rows = np.arange(given.pool)
     chooser = rng.integers(0, given.seeds, given.pool)  # each clip came with one seed and leaves with it
-    arm = arms.Arm(arms.NEIGHBOURS, arms.NEIGHBOURS, 9, rows, probe.folds[chooser].astype(np.int8))
+    arm = training_sets.Arm(
+        training_sets.NEIGHBOURS, training_sets.NEIGHBOURS, 9, rows, probe.folds[chooser].astype(np.int8)
+    )
     cell = probe.cell(arm, probe.judge_for([arm]), None, 0)
     seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu
     size = f"{given.seeds:,} + {given.pool:,} clips x {given.dim} x {given.labels} labels"
@@ -137,7 +139,7 @@ def small() -> float:
     )
     config = ProbeConfig()
     probe = Probe(none, config, seed=0, device=torch.device("cpu"), cache=Path("/nonexistent"))
-    examples = probe.training_set(arms.whole_pool(2500, weighted=False))
+    examples = probe.training_set(training_sets.whole_pool(2500, weighted=False))
     features = np.concatenate([b.numpy() for _, b in examples.blocks()])
     queries = probe.space.standardise(new_vectors)
     truth, new_truth = examples.labels.toarray(), new.matrix()

@@ -22,15 +22,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from balance import arms
-from balance.cells import matched
-from balance.intervals import against_draws, estimate
-from balance.logistic import Columns, fit
-from balance.metrics import Ranking, macro
-from balance.neighbours import ArrayVectors
-from balance.probing import Probe, ProbeConfig
-from balance.problem import Problem, Side
+from balance.probe import training_sets
+from balance.probe.bootstrap import against_draws, estimate
+from balance.probe.data import Problem, Side
+from balance.probe.logistic import Columns, fit
+from balance.probe.ranking_metrics import Ranking, macro
+from balance.probe.results import matched
+from balance.probe.runner import Probe, ProbeConfig
 from balance.records import Labels
+from balance.search.top_k import ArrayVectors
 
 WORLDS = {"a": "neighbours carry label information", "b": "none", "c": "hurt"}
 NUM_LABELS, DIM, NUM_PICKS = 8, 16, 20
@@ -112,14 +112,14 @@ def one(job: tuple[str, int, int]) -> dict[str, float | str | bool]:
     config = ProbeConfig(k=[NUM_PICKS], bootstrap=bootstrap, penalties=[1.0, 0.1, 0.01, 0.001])
     with tempfile.TemporaryDirectory() as folder:
         probe = Probe(problem, config, seed=repeat, device=torch.device("cpu"), cache=Path(folder))
-        table = probe.run([arm for arm in probe.arms() if arm.rule in (arms.NEIGHBOURS, arms.RANDOM)])
+        table = probe.run([arm for arm in probe.arms() if arm.rule in (training_sets.NEIGHBOURS, training_sets.RANDOM)])
     arm, draws = matched(table.cells, NUM_PICKS)
     features = torch.from_numpy(probe.space.standardise(population.vectors))
     truth = coded(population.labels).matrix()
     columns = Columns(np.arange(NUM_LABELS), np.full(NUM_LABELS, -1))
 
     def population_map(rows: np.ndarray, penalty: float) -> float:
-        examples = probe.training_set(arms.Arm("", "", None, rows, np.full(len(rows), -1, dtype=np.int8)))
+        examples = probe.training_set(training_sets.Arm("", "", None, rows, np.full(len(rows), -1, dtype=np.int8)))
         model = fit(examples, columns, penalty, steps=config.steps, device=torch.device("cpu"))
         return float(macro(Ranking(model.scores(features).numpy(), truth).figures().ap)[0])
 

@@ -16,8 +16,8 @@ import soundfile
 import torch
 from torch import Tensor, nn
 
-from balance.fbank import FrontEnd
-from balance.vipant import Checkpoint
+from balance.audio.fbank import FrontEnd
+from balance.encoders.checkpoint import Checkpoint
 
 EPSILON = torch.tensor(torch.finfo(torch.float).eps)
 

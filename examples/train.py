@@ -20,10 +20,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from balance.dataset import ClipDataset, DistributedWeightedSampler, class_names, collate, load_index, sample_weights
-from balance.fbank import FrontEnd
-from balance.metrics import Ranking
+from balance.audio.fbank import FrontEnd
+from balance.probe.ranking_metrics import Ranking
 from balance.records import UserError
+from balance.training.dataset import (
+    ClipDataset,
+    DistributedWeightedSampler,
+    class_names,
+    collate,
+    load_index,
+    sample_weights,
+)
 
 # Demo clips last 2 to 5 s.
 FRONT_END = FrontEnd(max_frames=400, num_mel_bins=64, mean=-5.0, std=6.0, zero_mean=True)

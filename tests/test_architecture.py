@@ -1,39 +1,81 @@
-"""Imports go one way, and the heavy or optional libraries stay where they belong."""
+"""Imports point down, and heavy or optional libraries stay where they belong (docs/architecture.md)."""
 
 import ast
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "balance"
-MODULES = sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__")
-ENTRIES = {"run", "index", "probe", "why", "verify", "compare"}
+from tests.paths import REPOSITORY
+
+PACKAGE = REPOSITORY / "balance"
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+    if path.name != "__init__.py"
+)
+# A module may import from its own line and from those below it.
+LEVELS = (
+    ("run", "index", "why", "verify", "compare", "probe"),
+    ("pipeline",),
+    ("results", "report"),
+    ("prepared",),
+    ("preflight", "config"),
+    ("curation", "demo", "training"),
+    ("embed", "stats"),
+    ("encoders", "engine"),
+    ("data", "audio", "search"),
+    ("runtime",),
+    ("records", "errors"),
+)
+LEVEL = {name: -number for number, names in enumerate(LEVELS) for name in names}
+COMMANDS = {*LEVELS[0][:-1], "probe.__main__"}
 # What a decoder process imports must start in a fifth of a second.
-LIGHT = {"audio", "media", "decoders"}
+LIGHT = {"audio.decode", "audio.decoders", "data.media"}
+HEAVY = {"torch", "hydra", "faiss", "matplotlib", "pandas", "pyarrow", "scipy", "ray", "transformers"}
+HOME = {
+    "hydra": {"config", *COMMANDS},
+    "omegaconf": {"config", *COMMANDS},
+    "faiss": {"search.candidates"},
+    "ray": {"engine.ray"},
+    "transformers": {"encoders.transformers"},
+    "sklearn": set(),
+}
 
 
-def imports(module: str) -> set[str]:
-    """The modules that a module imports when it is loaded, ours as bare names."""
+def imported(module: str) -> set[str]:
+    """Everything that a module imports, at its top or inside a function; `from a import b` gives a.b."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+    for node in ast.walk(ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module == "balance":
-            found |= {f"balance.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: write imports in full"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 
 
 def ours(module: str) -> set[str]:
-    return {name.removeprefix("balance.") for name in imports(module) if name.startswith("balance.")} & set(MODULES)
+    """The modules of this package that a module imports."""
+    names = {name.removeprefix("balance.") for name in imported(module) if name.startswith("balance.")}
+    return {other for other in MODULES if any(name == other or name.startswith(f"{other}.") for name in names)}
 
 
-def test_imports_go_one_way() -> None:
-    """No cycles: a module can be understood from those below it."""
+def test_packages_are_one_level_deep_and_their_inits_empty() -> None:
+    assert all(module.count(".") <= 1 for module in MODULES)
+    for path in PACKAGE.glob("*/__init__.py"):
+        assert path.read_text() == "", path
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module: str) -> None:
+    for other in ours(module):
+        assert LEVEL[other.split(".")[0]] <= LEVEL[module.split(".")[0]], f"{module} imports {other}"
+        assert other not in COMMANDS or module in COMMANDS, f"{module} imports the command {other}"
+
+
+def test_there_is_no_circle() -> None:
+    """A module can be understood from those below it."""
     state: dict[str, str] = {}
 
     def visit(module: str, path: tuple[str, ...]) -> None:
@@ -51,37 +93,40 @@ def test_imports_go_one_way() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_libraries_stay_where_they_belong(module: str) -> None:
-    top = {name.split(".")[0] for name in imports(module)}
-    if module not in ENTRIES | {"config"}:
-        assert not top & {"hydra", "omegaconf"}
-    assert "sklearn" not in top
-    if module != "neighbours":
-        assert "faiss" not in top
-    if module in {"records", "store", "audio", "fbank", "encoder", "locks", "clips", "evidence"}:
-        assert not ours(module) & {"config", "pipeline", "finish", "outputs", *ENTRIES}
-    assert not ours(module) & ENTRIES, "nothing imports a command"
+    top = {name.split(".")[0] for name in imported(module)}
+    for library, homes in HOME.items():
+        assert library not in top or module in homes, f"{module} imports {library}"
 
 
 def test_faiss_is_imported_after_torch() -> None:
-    text = (PACKAGE / "neighbours.py").read_text()
-    assert re.search(r"^import torch$", text, re.MULTILINE)
-    assert not re.search(r"^(import|from) faiss", text, re.MULTILINE), "at the top it would come before torch"
+    tree = ast.parse((PACKAGE / "search" / "candidates.py").read_text())
+    at_the_top = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    assert "torch" in at_the_top
+    assert "faiss" not in at_the_top, "at the top it would come before torch"
+
+
+def loaded_by(code: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; {code}; print(*sys.modules)"], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
 
 
 def test_a_decoder_process_imports_no_torch() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", "import sys, balance.decoders; print(*sys.modules)"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    loaded = set(done.stdout.split())
+    loaded = loaded_by("import balance.audio.decoders")
     assert {name.removeprefix("balance.") for name in loaded} >= LIGHT
-    assert not loaded & {"torch", "hydra", "faiss", "matplotlib", "pandas", "pyarrow", "scipy"}
+    assert not loaded & HEAVY
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_says_what_it_is_for(module: str) -> None:
-    text = ast.get_docstring(ast.parse((PACKAGE / f"{module}.py").read_text()))
+    text = ast.get_docstring(ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text()))
     assert text is not None
     assert 1 <= len(text.splitlines()) <= 20
+
+
+def test_tests_mirror_the_packages() -> None:
+    folders = {path.parent.name for path in PACKAGE.glob("*/*.py") if path.name != "__init__.py"}
+    tested = {path.parent.name for path in (REPOSITORY / "tests").glob("*/test_*.py")} - {"benchmarks", "docs"}
+    assert tested <= folders, tested - folders
+    assert folders - tested <= {"engine", "demo"}, folders - tested

@@ -12,11 +12,12 @@ import soundfile
 
 from balance import finish, pipeline
 from balance.config import DatasetConfig, Settings
-from balance.encoder import EncoderConfig
-from balance.formats import Format
+from balance.data.formats import Format
+from balance.encoders.vipant import EncoderConfig
 from balance.records import UserError
 from tests import worlds
-from tests.test_run import command
+from tests.command import command
+from tests.paths import REPOSITORY
 from tests.worlds import World
 
 
@@ -351,10 +352,11 @@ def test_a_disk_that_is_full(world: World, tmp_path: Path) -> None:
 
 
 def test_paths_of_the_local_file_do_not_reach_the_demo(tmp_path: Path) -> None:
-    here = Path(__file__).parent.parent
     for folder in ("balance", "conf"):  # a checkout of its own: this one's local file is its user's
-        shutil.copytree(here / folder, tmp_path / folder, ignore=shutil.ignore_patterns("default.yaml", "__pycache__"))
-    shutil.copytree(here / "conf" / "augment", tmp_path / "conf" / "augment", dirs_exist_ok=True)
+        shutil.copytree(
+            REPOSITORY / folder, tmp_path / folder, ignore=shutil.ignore_patterns("default.yaml", "__pycache__")
+        )
+    shutil.copytree(REPOSITORY / "conf" / "augment", tmp_path / "conf" / "augment", dirs_exist_ok=True)
     (tmp_path / "conf" / "local" / "default.yaml").write_text(
         "defaults:\n  - override /dataset: audioset\nk: 7\ndataset:\n  root: /nowhere\n"
         "  balanced: mine\nencoder:\n  checkpoint: /nowhere/x.pth\n"

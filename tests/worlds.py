@@ -10,8 +10,8 @@ import numpy as np
 import soundfile
 from omegaconf import OmegaConf
 
-from balance.fbank import FrontEnd
-from balance.vipant import TowerConfig, write_random_checkpoint
+from balance.audio.fbank import FrontEnd
+from balance.encoders.checkpoint import TowerConfig, write_random_checkpoint
 
 RATES_HZ = (8000, 16000, 22050, 44100)
 LABELS = ("/m/a", "/m/b", "/m/c", "/m/d")

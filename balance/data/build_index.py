@@ -1,0 +1,204 @@
+"""Segment lists + a media folder -> VIP-ANT index files, and what the walk did not find.
+
+`X.csv` gives `src_X.csv`; the unbalanced list also its weights, and with the balanced one the joint
+`src_train_segments.csv`, whose split line goes into `index.json`. Flat media, which the published path rule cannot
+express, get a tree of relative symbolic links under `index.out` instead of copies; then the links are the media.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from balance.data.media_scan import Found, scan
+from balance.data.missing import label_losses
+from balance.data.segments import Matched, SegmentList, gold_paths, lines, match, read_list, wanted
+from balance.data.vipant_index import index_weights
+from balance.records import Index, UserError
+from balance.runtime.files import atomic_text, write_json
+
+LINK_CHUNK_CLIPS = 35_000  # clips a folder of links: as many as VIP-ANT's own chunks hold
+JOINT = "train_segments"
+_EXAMPLES = {
+    "segments": "[balanced_train_segments.csv,unbalanced_train_segments.csv]",
+    "media": "/data/audioset",
+    "out": "/data/indexes",
+}
+
+
+@dataclass(kw_only=True, slots=True)
+class IndexConfig:
+    """segments: an official list file, or several; media: the folder to walk; out: where the indexes are written;
+    require_frames: leave out clips without a frame (None: if the media have any `frame/` folder); link: make a tree of
+    links under `out` (None: if the media lie flat)."""
+
+    segments: Any = None
+    media: str | None = None
+    out: str | None = None
+    require_frames: bool | None = None
+    link: bool | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.segments, str):
+            self.segments = [self.segments]
+        if self.segments is not None:
+            if not isinstance(self.segments, list) or not all(isinstance(path, str) for path in self.segments):
+                raise ValueError(
+                    f"index.segments={self.segments} was given; a list file is needed, or several: "
+                    f"index.segments={_EXAMPLES['segments']}"
+                )
+            self.segments = [os.path.expanduser(path) for path in self.segments]
+        stems = [Path(path).stem for path in self.segments or []]
+        if twice := [stem for stem, count in Counter(stems).items() if count > 1]:
+            raise ValueError(f"index.segments has two lists named {twice[0]}: each gives src_{twice[0]}.csv")
+
+
+def build(config: IndexConfig, *, ontology: dict[str, str] | None = None) -> Iterator[str]:
+    """Write the indexes; yields what to tell the user, line by line. ontology: label id -> name, for the inventory.
+
+    UserError where nothing listed is there, or where flat media may not be linked.
+    """
+    for key, example in _EXAMPLES.items():
+        if not getattr(config, key):
+            raise UserError(f"index.{key} is not given: type index.{key}={example}")
+    media, out = Path(str(config.media)).expanduser(), Path(str(config.out)).expanduser()
+    lists = [read_list(Path(path)) for path in config.segments]
+    if not media.is_dir():
+        raise UserError(f"index.media={media}: no such folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"index.out={out} is a file, or lies below one: name a folder") from None
+    sought = wanted(lists)
+    found = scan(media, sought, skip=out)
+    require_frames = found.has_frames if config.require_frames is None else config.require_frames
+    link = bool(found.flat) if config.link is None else config.link
+    if found.flat and not link and not require_frames:
+        raise UserError(
+            f"{len(found.flat)} clips lie in a flat layout ({min(found.flat.values())}), which the path rule of an "
+            "index cannot express: leave out index.link=false, or use dataset.format=segments"
+        )
+    matches = [match(segments, sought, found, require_frames=require_frames) for segments in lists]
+    if not any(len(matched.rows) for matched in matches):
+        raise UserError(_nothing_found(media, lists[0], found, require_frames))
+    summary: dict[str, Any] = {"lists": {}, "require_frames": require_frames, "link": link}
+    for path, matched in zip(config.segments, matches, strict=True):
+        stem = Path(path).stem
+        folders = _link(matched, media, out, stem) if link else None
+        _write_index(out, stem, matched, folders)
+        listed, there = len(matched.segments), len(matched.rows)
+        summary["lists"][stem] = {"listed": listed, "found": there}
+        yield f"src_{stem}.csv: {there:,} of the {listed:,} listed clips are there ({there / listed:.1%})"
+        if there < listed and require_frames:
+            yield "  clips without a frame are left out and count as not there; index.require_frames=false keeps them"
+        if there < listed:
+            yield f"  labels that lost most: {_losses(matched, ontology or {})}"
+    yield from _advice(found)
+    split_line = _write_joint(out, [Path(path).stem for path in config.segments], matches)
+    if split_line is not None:
+        summary["split_line"] = split_line
+        yield f"src_{JOINT}.csv: the unbalanced clips, then the balanced ones; split line {split_line}"
+    write_json(out / "index.json", summary)
+    yield _what_next(out, media, link)
+
+
+def _what_next(out: Path, media: Path, link: bool) -> str:
+    where = "" if link or out.resolve() == media.resolve() else f" dataset.media={media}"
+    return f"Next: python -m balance.run dataset.root={out}{where} encoder.checkpoint=…"
+
+
+def _nothing_found(media: Path, segments: SegmentList, found: Found, require_frames: bool) -> str:
+    if found.unreadable:
+        return f"none of the listed clips can be read. {' '.join(_advice(found))}"
+    if require_frames and ((found.folder >= 0).any() or found.flat):
+        return f"no listed clip under {media} has a frame: type index.require_frames=false to do without"
+    return (
+        f"none of the listed clips is under {media}: looked for {{dir}}/aclip/{segments.ids[0]}.p0.mp3, "
+        f"{segments.ids[0]}.wav, Y{segments.ids[0]}.wav, {segments.ids[0]}_30.flac and the like"
+    )
+
+
+def _advice(found: Found) -> Iterator[str]:
+    for suffix, count in sorted(Counter(found.unreadable.values()).items()):
+        yield (
+            f"{count:,} listed clips are there only as .{suffix}, which libsndfile cannot read: convert them, for "
+            f"instance ffmpeg -i in.{suffix} -c:a flac out.flac"
+        )
+
+
+def _losses(matched: Matched, ontology: dict[str, str]) -> str:
+    segments = matched.segments
+    whole = Index(segments.file, pa.array(segments.ids), None, segments.label_sets())
+    return label_losses(whole, matched.lost(), ontology)
+
+
+def _write_index(out: Path, stem: str, matched: Matched, folders: list[str] | None) -> None:
+    """`src_{stem}.csv`; folders: the folder of each clip's links, where there are links."""
+    with atomic_text(out / f"src_{stem}.csv") as file:
+        file.writelines(lines(matched, folders))
+    if "unbalanced" in stem:
+        labels = matched.segments.label_sets().take(matched.rows)
+        with atomic_text(out / f"src_{stem}_weight.csv") as file:
+            file.writelines(f"{weight!r}\n" for weight in index_weights(labels).tolist())
+
+
+def _write_joint(out: Path, stems: list[str], matches: list[Matched]) -> int | None:
+    """`src_train_segments.csv` where both lists were given; the number of its unbalanced lines."""
+    unbalanced = [i for i, stem in enumerate(stems) if "unbalanced" in stem]
+    balanced = [i for i, stem in enumerate(stems) if "balanced" in stem and "unbalanced" not in stem]
+    if len(unbalanced) != 1 or len(balanced) != 1 or JOINT in stems:
+        return None
+    with atomic_text(out / f"src_{JOINT}.csv") as file:
+        for i in (unbalanced[0], balanced[0]):
+            with (out / f"src_{stems[i]}.csv").open(encoding="utf-8", newline="") as part:
+                while text := part.read(1 << 20):
+                    file.write(text)
+    return len(matches[unbalanced[0]].rows)
+
+
+def _link(matched: Matched, media: Path, out: Path, stem: str) -> list[str]:
+    """Links to the gold files of each clip (and its frames) under `out`; returns each clip's chunk folder."""
+    found, segments = matched.found, matched.segments
+    base, real_out = os.path.realpath(media), os.path.realpath(out)
+    folders: list[str] = []
+    made: set[str] = set()
+    towards = ""
+    for row, number, path in zip(matched.rows.tolist(), matched.numbers.tolist(), gold_paths(matched), strict=True):
+        first = row // LINK_CHUNK_CLIPS * LINK_CHUNK_CLIPS
+        folder = f"{stem}_{first}_{min(first + LINK_CHUNK_CLIPS, len(segments))}"
+        if folder not in made:
+            made.add(folder)
+            for kind in (found.key, "frame") if found.has_frames else (found.key,):
+                (out / folder / kind).mkdir(parents=True, exist_ok=True)
+            towards = os.path.relpath(base, os.path.join(real_out, folder, found.key))
+        folders.append(folder)
+        id = segments.ids[row]
+        place = f"{real_out}/{folder}/{found.key}/{id}."
+        if found.folder[number] < 0:
+            _symlink(f"{towards}/{path}", f"{place}p0.{path.rpartition('.')[2]}")
+            continue
+        chunk = found.folders[found.folder[number]]
+        source = f"{towards}/{chunk}" if chunk else towards
+        for rest in found.audio[number]:
+            _symlink(f"{source}/{found.key}/{id}.{rest}", place + rest)
+        for rest in found.frames[number]:
+            _symlink(f"{source}/frame/{id}.{rest}", f"{real_out}/{folder}/frame/{id}.{rest}")
+    return folders
+
+
+def _symlink(target: str, place: str) -> None:
+    try:
+        os.symlink(target, place)
+    except FileExistsError:
+        if os.path.islink(place) and os.readlink(place) == target:
+            return
+        temporary = f"{place}.{uuid.uuid4().hex[:8]}.tmp"
+        os.symlink(target, temporary)
+        os.replace(temporary, place)

@@ -1,0 +1,239 @@
+"""A media folder -> which of the listed clips lie where: one walk with scandir, no stat.
+
+In: the root and the listed segments by id. Out: `Found`, columns by the number of the id. Two layouts: VIP-ANT's
+`{dir}/aclip/{id}.{rest}` with `{dir}/frame/…` beside it (a name is split at its first dot; the rest of a gold file
+begins with `p0.`), and the flat ones of download tools: `{id}.wav`, `Y{id}.wav`, `{id}_{start}.flac`,
+`{id}_{start}_{end}.…` (both in seconds or both in milliseconds) in any folder. Names alone decide, since two million
+stats on a network disk take an hour: what is named .mp3 is taken for one. Of a clip in two folders, the first folder by
+name counts.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from balance.data.media import AUDIO_SUFFIXES, OTHER_AUDIO_SUFFIXES
+from balance.records import Int32, Int64
+
+IMAGE_SUFFIXES = frozenset({"jpeg", "jpg", "png", "webp"})
+ALL_AUDIO = AUDIO_SUFFIXES | OTHER_AUDIO_SUFFIXES
+GOLD = "p0."
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Wanted:
+    """The clips to look for: number[id] counts from 0; start_s, end_s[number] tell segments of one video apart."""
+
+    number: Mapping[str, int]
+    start_s: list[float]
+    end_s: list[float]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Files:
+    """Gold file suffixes of n ids, sorted: id i has `rests[c]` for c in `codes[offsets[i]:offsets[i + 1]]`."""
+
+    rests: list[str]
+    offsets: Int64
+    codes: Int32
+
+    def __getitem__(self, number: int) -> tuple[str, ...]:
+        start, stop = self.offsets[number], self.offsets[number + 1]
+        return tuple(self.rests[c] for c in self.codes[start:stop].tolist()) if stop > start else ()
+
+    def first(self, number: int) -> str:
+        """The first file suffix of an id that has one."""
+        return self.rests[int(self.codes[self.offsets[number]])]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """What the walk found of n wanted ids.
+
+    folders: sorted chunk folders (parents of `aclip/`), relative to the root, with slashes; folder: (n,) int32 into
+    them, −1 where the id has no gold clip in that layout; audio, frames: its files there; flat: number -> path
+    relative to the root, for ids that lie only in a flat layout; key: `aclip`, or `clip` where only folders of that
+    older name hold audio; has_frames: whether there is any `frame/` folder; unreadable: number -> suffix of listed
+    clips that are there only as files which libsndfile cannot read.
+    """
+
+    folders: list[str]
+    folder: Int32
+    audio: Files
+    frames: Files
+    flat: dict[int, str]
+    key: str
+    has_frames: bool
+    unreadable: dict[int, str]
+
+
+class _Seen:
+    """File after file: number of the id, number of the folder, rest of the name."""
+
+    def __init__(self) -> None:
+        self.clips, self.places = array("i"), array("i")
+        self.rests: list[str] = []
+
+    def add(self, clip: int, place: int, rest: str) -> None:
+        self.clips.append(clip)
+        self.places.append(place)
+        self.rests.append(rest)
+
+
+def scan(root: Path, wanted: Wanted, *, skip: Path | None = None) -> Found:
+    """Walk the tree once; `skip` is a folder not to enter (the one being written, if it lies inside).
+
+    Links to folders are followed, except to a folder that the walk is inside of. Where `skip` is the root itself,
+    gold files that are links into it are not seen: an earlier run made them.
+    """
+    skipped = os.path.abspath(skip) if skip is not None else None
+    walk = _Walk(wanted, os.path.realpath(root) if skipped == os.path.abspath(root) else None)
+    stack = [""]
+    while stack:
+        relative = stack.pop()
+        here = os.path.join(root, relative)
+        if not relative or os.path.abspath(here) != skipped:  # indexes may be written beside the media
+            stack += walk.enter(here, relative)
+    return walk.found()
+
+
+class _Walk:
+    """What has been seen so far."""
+
+    def __init__(self, wanted: Wanted, linked_into: str | None) -> None:
+        self._wanted = wanted
+        self._linked_into = linked_into
+        self._folders: list[str] = []
+        self._gold = {"aclip": _Seen(), "clip": _Seen()}
+        self._frames = _Seen()
+        self._flat: dict[int, str] = {}
+        self._unreadable: dict[int, str] = {}
+        self._has_frames = False
+
+    def enter(self, here: str, relative: str) -> list[str]:
+        """Take in one folder's files; returns its sub-folders, relative to the root."""
+        parent, _, base = relative.rpartition("/")
+        place = len(self._folders)
+        self._folders.append(parent)
+        is_frames = base == "frame"
+        self._has_frames |= is_frames
+        gold = self._gold.get(base)
+        number = self._wanted.number
+        below: list[str] = []
+        with os.scandir(here) as entries:
+            for entry in entries:
+                name = entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    below.append(f"{relative}/{name}" if relative else name)
+                    continue
+                if (gold is not None or is_frames) and self._is_own_link(entry):
+                    continue
+                id, _, rest = name.partition(".")
+                suffix = rest.rpartition(".")[2].lower()
+                if is_frames:
+                    if suffix in IMAGE_SUFFIXES and rest.startswith(GOLD) and (clip := number.get(id)) is not None:
+                        self._frames.add(clip, place, sys.intern(rest))
+                elif suffix in ALL_AUDIO:
+                    if gold is None or "." not in rest:
+                        self._add_flat(name, suffix, f"{relative}/{name}" if relative else name)
+                    elif rest.startswith(GOLD) and (clip := number.get(id)) is not None:
+                        if suffix in AUDIO_SUFFIXES:
+                            gold.add(clip, place, sys.intern(rest))
+                        else:
+                            self._unreadable[clip] = suffix
+                elif entry.is_symlink() and entry.is_dir() and not _is_inside(here, entry.path):
+                    below.append(f"{relative}/{name}" if relative else name)
+        return below
+
+    def _is_own_link(self, entry: os.DirEntry[str]) -> bool:
+        return (
+            self._linked_into is not None
+            and entry.is_symlink()
+            and os.path.realpath(entry.path).startswith(self._linked_into + os.sep)
+        )
+
+    def _add_flat(self, name: str, suffix: str, path: str) -> None:
+        clip = self._flat_clip(name.rpartition(".")[0])
+        if clip is None:
+            return
+        if suffix not in AUDIO_SUFFIXES:
+            self._unreadable[clip] = suffix
+        elif clip not in self._flat or path < self._flat[clip]:
+            self._flat[clip] = path
+
+    def _flat_clip(self, stem: str) -> int | None:
+        """The clip that a flat name means. An id may hold `_` and digits, so the whole stem is tried first."""
+        number = self._wanted.number
+        candidates = (stem, stem[1:]) if stem.startswith("Y") else (stem,)
+        for candidate in candidates:
+            if candidate in number:
+                return number[candidate]
+        for candidate in candidates:
+            for num_times in (1, 2):
+                id, *times = candidate.rsplit("_", num_times)
+                clip = number.get(id)
+                if clip is not None and len(times) == num_times and self._is_segment(times, clip):
+                    return clip
+        return None
+
+    def _is_segment(self, times: list[str], clip: int) -> bool:
+        """Whether a name's numbers are the segment's start, or start and end (tools cut off fractions): one in
+        seconds, two in seconds or milliseconds."""
+        try:
+            values = [float(text) for text in times]
+        except ValueError:
+            return False
+        ends_s = (self._wanted.start_s[clip], self._wanted.end_s[clip])
+        units = (1.0, 1000.0) if len(values) == 2 else (1.0,)
+        return any(all(abs(value / unit - s) < 1 for value, s in zip(values, ends_s, strict=False)) for unit in units)
+
+    def found(self) -> Found:
+        num_ids = len(self._wanted.start_s)
+        folders = sorted(set(self._folders))
+        rank = {name: i for i, name in enumerate(folders)}
+        rank_of = np.array([rank[name] for name in self._folders], dtype=np.int32)
+        key = "clip" if self._gold["clip"].rests and not self._gold["aclip"].rests else "aclip"
+        gold = self._gold[key]
+        clips, places = np.array(gold.clips, dtype=np.int64), rank_of[np.array(gold.places, dtype=np.int64)]
+        folder = np.full(num_ids, len(folders), dtype=np.int32)
+        np.minimum.at(folder, clips, places)
+        folder[folder == len(folders)] = -1
+        audio = _files(gold, clips, places, folder)
+        frame_clips = np.array(self._frames.clips, dtype=np.int64)
+        frame_places = rank_of[np.array(self._frames.places, dtype=np.int64)]
+        frames = _files(self._frames, frame_clips, frame_places, folder)
+        return Found(
+            folders=folders,
+            folder=folder,
+            audio=audio,
+            frames=frames,
+            flat={clip: path for clip, path in self._flat.items() if folder[clip] < 0},
+            key=key,
+            has_frames=self._has_frames,
+            unreadable={c: s for c, s in self._unreadable.items() if folder[c] < 0 and c not in self._flat},
+        )
+
+
+def _files(seen: _Seen, clips: Int64, places: Int32, folder: Int32) -> Files:
+    """The files that lie in the folder chosen for their clip, by clip and then by rest."""
+    rests = sorted(set(seen.rests))
+    code_of = {rest: i for i, rest in enumerate(rests)}
+    codes = np.fromiter((code_of[rest] for rest in seen.rests), dtype=np.int32, count=len(seen.rests))
+    chosen = folder[clips] == places
+    clips, codes = clips[chosen], codes[chosen]
+    order = np.lexsort((codes, clips))
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(clips, minlength=len(folder)))]).astype(np.int64)
+    return Files(rests, offsets, codes[order])
+
+
+def _is_inside(here: str, link: str) -> bool:
+    """Whether a link leads to a folder that `here` is in: following it would not end."""
+    target, inside = os.path.realpath(link), os.path.realpath(here)
+    return inside == target or inside.startswith(target + os.sep)

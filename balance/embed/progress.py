@@ -1,0 +1,76 @@
+"""How far the embedding is, for a person at a terminal (a bar) or a log file (a line now and then)."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+from balance.embed.store import DecodeFailure
+from balance.embed.worker import Plan, Progress
+
+log = logging.getLogger(__name__)
+
+_LINE_EVERY_S = 30.0
+
+
+def duration(seconds: float) -> str:
+    """`3 h 20 min`, `4 min 10 s`, `12 s`."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
+
+
+class EmbedProgress:
+    """The `report` of `embed`: shows clips/s, time left and failures; hands each part's failures to `on_failures`.
+
+    on_failures(split, all failures of that split so far) may raise to stop the run.
+    """
+
+    def __init__(self, plan: Plan, on_failures: Callable[[str, list[DecodeFailure]], None]) -> None:
+        self._plan = plan
+        self._on_failures = on_failures
+        self._failures: dict[str, list[DecodeFailure]] = {}
+        self._started = self._last_line = time.monotonic()
+        self._done = self._own = 0
+        self._told = False
+        self._bar = tqdm(
+            total=len(plan), desc="embedding", unit=" clips", smoothing=0.05, disable=not sys.stderr.isatty()
+        )
+
+    def __call__(self, progress: Progress) -> None:
+        self._done += progress.num_clips
+        if not progress.by_others:
+            self._own += progress.num_clips
+        self._bar.update(progress.num_clips)
+        now = time.monotonic()
+        if progress.part is not None:
+            if progress.failures:
+                split = self._plan.splits[progress.part]
+                failures = self._failures.setdefault(split, [])
+                failures.extend(progress.failures)
+                self._bar.set_postfix(failures=sum(map(len, self._failures.values())))
+                self._on_failures(split, failures)
+            if not self._told and self._own and self._done < len(self._plan):
+                self._told = True
+                self._line(now, "first part done")
+        elif self._bar.disable and now - self._last_line > _LINE_EVERY_S:
+            self._line(now, "embedding")
+
+    def _line(self, now: float, what: str) -> None:
+        self._last_line = now
+        rate = self._own / max(now - self._started, 1e-9)
+        left = (len(self._plan) - self._done) / max(rate, 1e-9)
+        failed = sum(map(len, self._failures.values()))
+        text = f"{what}: {self._done:,} of {len(self._plan):,} clips, {rate:.1f} clips/s, {failed} failed, "
+        with tqdm.external_write_mode(file=sys.stderr):
+            log.info("%sabout %s left", text, duration(left))
+
+    def close(self) -> float:
+        """End the bar; the clips/s of this job."""
+        self._bar.close()
+        return self._own / max(time.monotonic() - self._started, 1e-9)

@@ -1,0 +1,342 @@
+"""The published VIP-ANT checkpoints: read safely, checked against their own cfg; and a small random one written.
+
+In: a `.pth` file, `torch.save` of {"cfg": DictConfig, "model": tuple of state dicts}. Out: a `Checkpoint` with the
+audio tower's sizes, its weights under one set of names for both published heads, and the front end's settings; every
+name, shape and setting is checked before any work begins. The price: a checkpoint of another architecture is refused,
+even where its numbers could be guessed. The random one has the same format, so that the demo is the real path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import math
+import os
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from balance.audio.fbank import FrontEnd
+from balance.encoders.safe_load import Cfg, unpickle
+from balance.records import UserError
+
+HEAD_WIDTH = 64  # the published code's attention heads
+_BLOCK_SHAPES: dict[str, tuple[int, ...]] = {  # in multiples of the width
+    "ln_1.weight": (1,),
+    "ln_1.bias": (1,),
+    "attn.in_proj_weight": (3, 1),
+    "attn.in_proj_bias": (3,),
+    "attn.out_proj.weight": (1, 1),
+    "attn.out_proj.bias": (1,),
+    "ln_2.weight": (1,),
+    "ln_2.bias": (1,),
+    "mlp.c_fc.weight": (4, 1),
+    "mlp.c_fc.bias": (4,),
+    "mlp.c_proj.weight": (1, 4),
+    "mlp.c_proj.bias": (1,),
+}
+# Our names begin like this; the two published heads' names like that.
+_PREFIXES = {
+    "CLIPAudioHead": {
+        "conv1.": "pre_encoder.conv1.",
+        "ln_pre.": "pre_encoder.ln.",
+        "positional_embedding": "misc.positional_embedding",
+        "class_embedding": "misc.class_embedding",
+        "blocks.": "encoder.resblocks.",
+        "ln_post.": "post_encoder.ln.",
+        "proj": "post_encoder.proj",
+    },
+    "NaiveCLIPAudioHead": {
+        "conv1.": "encoder.conv1.",
+        "ln_pre.": "encoder.ln_pre.",
+        "positional_embedding": "encoder.positional_embedding",
+        "class_embedding": "encoder.class_embedding",
+        "blocks.": "encoder.transformer.resblocks.",
+        "ln_post.": "encoder.ln_post.",
+        "proj": "encoder.proj",
+    },
+}
+_STRIDE_KEYS = {"CLIPAudioHead": "model.audio.pre_encoder.stride", "NaiveCLIPAudioHead": "model.audio.stride"}
+_LAYERS_KEYS = {"CLIPAudioHead": "model.audio.encoder.layers", "NaiveCLIPAudioHead": "model.audio.layers"}
+# Random positions as large as the patches themselves would drown what is heard.
+_POSITION_SCALE = 0.1
+_VISION_ROWS = (50, 197)  # positions of a 7 x 7 or 14 x 14 grid, shared with the vision tower
+# Settings of cfg.running.audio that change the numbers, and the only value that we compute.
+_SUPPORTED = {"frame_shift": 10, "use_energy": False, "window_type": "hanning", "tile_audio": False}
+
+
+@dataclass(frozen=True, slots=True)
+class TowerConfig:
+    """Sizes of the audio tower. `patch` and `stride` are (rows = time, columns = mel) of the spectrogram."""
+
+    width: int
+    num_layers: int
+    dim: int
+    patch: tuple[int, int]
+    stride: tuple[int, int]
+    max_frames: int
+    num_mel_bins: int
+
+    @property
+    def num_heads(self) -> int:
+        return self.width // HEAD_WIDTH
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along (time, mel)."""
+        rows = (self.max_frames - self.patch[0]) // self.stride[0] + 1
+        return rows, (self.num_mel_bins - self.patch[1]) // self.stride[1] + 1
+
+    @property
+    def num_tokens(self) -> int:
+        return 1 + self.grid[0] * self.grid[1]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """A published checkpoint, complete and consistent.
+
+    head: name of the published class; state: our names → float32 tensors as in the file (three input channels of
+    `conv1.weight`, positions of another grid: `encoder` adapts them); sha256: hex digest of the file's bytes.
+    """
+
+    path: Path
+    head: str
+    config: TowerConfig
+    front_end: FrontEnd
+    state: Mapping[str, Tensor]
+    sha256: str
+
+    @property
+    def dim(self) -> int:
+        return self.config.dim
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint completely and check it.
+
+    Raises UserError: missing, truncated or damaged, not a checkpoint, wants to run code, another architecture,
+    shapes that contradict its cfg.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"checkpoint not found: {path}\ntype encoder.checkpoint=/path/to/00071478.pth") from None
+    except OSError as error:
+        raise UserError(f"cannot read the checkpoint {path}: {error.strerror}") from None
+    content = unpickle(path, data)
+    if not isinstance(content, dict) or not {"cfg", "model"} <= set(content):
+        keys = ", ".join(sorted(map(str, content))[:5]) if isinstance(content, dict) else type(content).__name__
+        raise UserError(f"{path} is not a VIP-ANT checkpoint: it should hold cfg and model, it holds {keys}")
+    cfg = Cfg(path, content["cfg"])
+    head = cfg.get("model.audio.name")
+    if head not in _PREFIXES:
+        raise UserError(f"{path}: cfg.model.audio.name is {head!r}, known are {' and '.join(_PREFIXES)}")
+    config, front_end = _settings(cfg, head)
+    state, config = _checked_state(path, _audio_state(path, content["model"]), head, config)
+    return Checkpoint(path, head, config, front_end, state, hashlib.sha256(data).hexdigest())
+
+
+def _settings(cfg: Cfg, head: str) -> tuple[TowerConfig, FrontEnd]:
+    """Sizes and front end that the cfg tells; the patch size is only known from the weights."""
+    for name, value in _SUPPORTED.items():
+        given = cfg.get(f"running.audio.{name}", optional=True)
+        if given is not None and given != value:
+            raise cfg.wrong(f"running.audio.{name}", given, f"{value!r}: no other front end is built in")
+    zero_mean = cfg.get("running.audio.zero_mean_wf")
+    if not isinstance(zero_mean, bool):
+        raise cfg.wrong("running.audio.zero_mean_wf", zero_mean, "true or false")
+    norms = cfg.get("running.audio.norms", optional=True) or [None, None]
+    if len(norms) != 2 or not (norms == [None, None] or (all(isinstance(x, (int, float)) for x in norms) and norms[1])):
+        raise cfg.wrong("running.audio.norms", norms, "a mean and a standard deviation, or empty")
+    front_end = FrontEnd(
+        max_frames=cfg.integer("running.audio.max_len"),
+        num_mel_bins=cfg.integer("running.audio.num_mel_bins"),
+        mean=None if norms[0] is None else float(norms[0]),
+        std=None if norms[1] is None else float(norms[1]),
+        zero_mean=zero_mean,
+    )
+    stride = cfg.get(_STRIDE_KEYS[head])
+    stride = [stride, stride] if isinstance(stride, int) else stride
+    if not isinstance(stride, list) or len(stride) != 2 or not all(isinstance(x, int) and x > 0 for x in stride):
+        raise cfg.wrong(_STRIDE_KEYS[head], stride, "two positive integers, [row, column]")
+    config = TowerConfig(
+        width=cfg.integer("model.audio.width"),
+        num_layers=cfg.integer(_LAYERS_KEYS[head]),
+        dim=cfg.integer("model.audio.embed_dim"),
+        patch=(0, 0),
+        stride=(stride[0], stride[1]),
+        max_frames=front_end.max_frames,
+        num_mel_bins=front_end.num_mel_bins,
+    )
+    if config.width % HEAD_WIDTH:
+        raise cfg.wrong("model.audio.width", config.width, f"a multiple of {HEAD_WIDTH}")
+    return config, front_end
+
+
+def _audio_state(path: Path, model: Any) -> dict[str, Any]:
+    if not isinstance(model, (tuple, list)) or len(model) not in (2, 4):
+        what = f"{len(model)} parts" if isinstance(model, (tuple, list)) else f"a {type(model).__name__}"
+        raise UserError(
+            f"{path}: its model should be (audio, loss) or (image, audio, text, loss) state dicts, it is {what}"
+        )
+    state = model[0 if len(model) == 2 else 1]
+    if not isinstance(state, dict):
+        raise UserError(f"{path}: the audio part of its model is a {type(state).__name__}, not a state dict")
+    return state
+
+
+def _checked_state(
+    path: Path, published: Mapping[str, Any], head: str, config: TowerConfig
+) -> tuple[dict[str, Tensor], TowerConfig]:
+    """The weights under our names and the config with its patch size; UserError for names or shapes that don't fit."""
+    names = {ours: _published_name(ours, head) for ours in tower_shapes(config)}
+    unexpected = sorted(set(map(str, published)) - set(names.values()))
+    missing = [name for name in names.values() if name not in published]
+    if unexpected or missing:
+        raise UserError(
+            f"{path} is another architecture than its cfg says ({head}, {config.num_layers} blocks): "
+            f"unexpected keys: {_some(unexpected)}; missing keys: {_some(missing)}"
+        )
+    state = {}
+    for ours, name in names.items():
+        tensor = published[name]
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.is_sparse:
+            raise UserError(f"{path}: {name} is not a floating-point tensor")
+        state[ours] = tensor.detach().float()
+        if not bool(torch.isfinite(state[ours]).all()):
+            raise UserError(f"{path}: {name} holds NaN or infinity")
+    kernel = tuple(state["conv1.weight"].shape)
+    if len(kernel) == 4:
+        config = dataclasses.replace(config, patch=(kernel[2], kernel[3]))
+    wrong = [
+        f"{names[ours]} is {_size(state[ours].shape)}, should be {_size(shape)}"
+        for ours, shape in tower_shapes(config).items()
+        if ours != "positional_embedding" and not _fits(tuple(state[ours].shape), shape)
+    ]
+    if wrong:
+        raise UserError(f"{path}: shapes contradict its cfg: {_some(wrong)}")
+    if min(config.grid) < 1:
+        raise UserError(
+            f"{path}: its patch {_size(config.patch)} is larger than the input "
+            f"{_size((config.max_frames, config.num_mel_bins))}"
+        )
+    positions = tuple(state["positional_embedding"].shape)
+    if positions not in {(rows, config.width) for rows in (config.num_tokens, *_VISION_ROWS)}:
+        raise UserError(
+            f"{path}: shapes contradict its cfg: {names['positional_embedding']} is {_size(positions)}, should be "
+            f"{_size((config.num_tokens, config.width))} (1 + {_size(config.grid)} patches) or have 50 or 197 rows"
+        )
+    return state, config
+
+
+def tower_shapes(config: TowerConfig) -> dict[str, tuple[int, ...]]:
+    """Our names → shapes of all weights; 0 stands for any size (input channels of conv1, its kernel before known)."""
+    width = config.width
+    shapes: dict[str, tuple[int, ...]] = {
+        "conv1.weight": (width, 0, *config.patch),
+        "class_embedding": (width,),
+        "positional_embedding": (config.num_tokens if all(config.patch) else 0, width),
+        "ln_pre.weight": (width,),
+        "ln_pre.bias": (width,),
+    }
+    for layer in range(config.num_layers):
+        for name, multiples in _BLOCK_SHAPES.items():
+            shapes[f"blocks.{layer}.{name}"] = tuple(m * width for m in multiples)
+    return shapes | {"ln_post.weight": (width,), "ln_post.bias": (width,), "proj": (width, config.dim)}
+
+
+def _fits(given: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    return len(given) == len(shape) and all(g == s or (s == 0 and g > 0) for g, s in zip(given, shape, strict=True))
+
+
+def _published_name(ours: str, head: str) -> str:
+    prefix = next(p for p in _PREFIXES[head] if ours.startswith(p))
+    return _PREFIXES[head][prefix] + ours.removeprefix(prefix)
+
+
+def _some(names: list[str], limit: int = 5) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more if names else "none"
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def random_cfg(config: TowerConfig, front_end: FrontEnd) -> dict[str, Any]:
+    """The part of a published cfg (CLIPAudioHead) that matters here, as a plain dict with its interpolations."""
+    assert config.patch[0] == config.patch[1], "the published cfg has one patch size"
+    norms = [] if front_end.mean is None else [front_end.mean, front_end.std]
+    audio = {
+        "name": "CLIPAudioHead",
+        "width": config.width,
+        "embed_dim": config.dim,
+        "resolution": ["${running.max_audio_len}", "${running.num_mel_bins}"],
+        "encoder": {"name": "TransformerBackbone", "layers": config.num_layers, "skip_attn_mask": True},
+        "pre_encoder": {
+            "name": "ViTPreEncoder",
+            "patch_size": config.patch[0],
+            "stride": list(config.stride),
+            "in_channels": 3,
+        },
+        "post_encoder": {"name": "ViTPostEncoder"},
+        "misc": {"name": "CLIPMisc"},
+        "pre_encoder_addon": {"name": "AddonEncoder"},
+        "post_encoder_addon": {"name": "AddonEncoder"},
+    }
+    running = {
+        "max_audio_len": "${running.audio.max_len}",
+        "num_mel_bins": "${running.audio.num_mel_bins}",
+        "audio": {
+            "max_len": front_end.max_frames,
+            "num_mel_bins": front_end.num_mel_bins,
+            "norms": norms,
+            "zero_mean_wf": front_end.zero_mean,
+            "frame_shift": 10,
+            "use_energy": False,
+            "window_type": "hanning",
+            "tile_audio": False,
+        },
+    }
+    return {"running": running, "model": {"audio": audio}}
+
+
+def write_random_checkpoint(
+    path: Path, *, seed: int, config: TowerConfig, front_end: FrontEnd, wrap: Callable[[dict[str, Any]], Any]
+) -> None:
+    """Write a checkpoint in the published format (CLIPAudioHead, 4-tuple) with seeded random weights.
+
+    wrap: makes the cfg that is pickled out of a plain dict; `OmegaConf.create`, which only entry points import, gives
+    what the published code reads. The same arguments give the same bytes; the file appears by rename.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    state = OrderedDict()
+    for ours, shape in tower_shapes(config).items():
+        shape = tuple(size or 3 for size in shape)
+        if ours.startswith("ln_") or ".ln_" in ours:
+            tensor = torch.full(shape, float(ours.endswith("weight")))
+        elif ours.endswith("bias") or ours.endswith("_bias"):
+            tensor = torch.zeros(shape)
+        elif ours.endswith("_embedding"):
+            tensor = torch.randn(shape, generator=generator) * _POSITION_SCALE
+        else:
+            fan_in = config.width if ours == "proj" else math.prod(shape[1:])
+            tensor = torch.randn(shape, generator=generator) / math.sqrt(fan_in)
+        state[_published_name(ours, "CLIPAudioHead")] = tensor
+    content = {"cfg": wrap(random_cfg(config, front_end)), "model": ({}, state, {}, {})}
+    buffer = io.BytesIO()  # not by name: torch.save writes a file's name into it
+    torch.save(content, buffer)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        part.write_bytes(buffer.getbuffer())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

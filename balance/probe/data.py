@@ -1,0 +1,207 @@
+"""What a probe is about: seeds, eligible pool and evaluation clips in one feature space, and who chose whom.
+
+In: a prepared run (`pipeline.Prepared`), perhaps another encoder's embeddings of the same clips; out: `Problem`, whose
+rows all have a vector, and the arms of curated runs. Training in the space that chose the clips is circular (neighbours
+are redundant there by construction), so a problem knows whether it is in that space. Clips that the other embeddings
+lack leave every arm alike; the price is said in numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from balance.curation.decontaminate import youtube_id
+from balance.data.precomputed import read_vectors
+from balance.data.vipant_index import NoSuchIndex
+from balance.embed.store import Store
+from balance.pipeline import Prepared
+from balance.probe import training_sets
+from balance.records import Bool, Int32, Int64, Labels, SomeVectors, Split, UserError, Vectors, common_names
+
+_CURATED = re.compile(r"ids_k(\d+)\.csv")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Side:
+    """n clips: vectors (n, dim), labels over the problem's vocabulary, group (n,) int64 of the clip's video."""
+
+    vectors: Vectors
+    labels: Labels
+    groups: Int64
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Problem:
+    """seeds, pool (eligible clips only), evaluation; chosen: (S, K) int32 pool rows of each seed's neighbours, best
+    first, −1 where the clip has no vector here; same_space: trained where the clips were chosen; fingerprint: hex, of
+    everything here; names: label id -> name; missing: clips without a vector here, by split."""
+
+    seeds: Side
+    pool: Side
+    evaluation: Side
+    chosen: Int32
+    same_space: bool
+    fingerprint: str
+    names: dict[str, str]
+    missing: dict[str, int]
+    pool_ids: Any  # Arrow string array (P,)
+
+    @property
+    def label_ids(self) -> tuple[str, ...]:
+        return self.seeds.labels.names
+
+
+def videos(ids: Any) -> Int64:
+    """The number of each clip's video, (n,) int64: ids with one YouTube id are clips of one video."""
+    seen: dict[str, int] = {}
+    names = (youtube_id(name) for name in ids.to_pylist())
+    return np.fromiter((seen.setdefault(name, len(seen)) for name in names), dtype=np.int64, count=len(ids))
+
+
+def of_prepared(prepared: Prepared, embeddings: str | None) -> Problem:
+    """The problem in the selecting encoder's space, or in that of `embeddings`: a store's folder, or a folder of
+    vectors laid out as for dataset.format=embeddings. UserError where there is nothing to train on or to judge by."""
+    settings = prepared.settings
+    if prepared.eval is None:
+        raise UserError(
+            "balance.probe judges on dataset.eval, which was not found: type dataset.eval=NAME (an index under "
+            "dataset.root), or a path to one"
+        )
+    if embeddings is None:
+        views = {name: _View(split.embedded, split.vectors) for name, split in prepared.splits.items()}
+        origin = f"{prepared.fingerprint} {prepared.identity}"
+    else:
+        values = {
+            "seeds": settings.dataset.balanced,
+            "pool": settings.dataset.unbalanced,
+            "eval": str(settings.dataset.eval),
+        }
+        views, origin = _other(Path(embeddings).expanduser(), prepared.splits, values)
+    eligible = np.zeros(len(prepared.pool.index), dtype=bool)
+    eligible[prepared.eligible] = True
+    searched = np.zeros(len(prepared.seeds.index), dtype=bool)
+    searched[prepared.neighbours.seed_rows] = True
+    views["pool"] = views["pool"].only(eligible)
+    views["seeds"] = views["seeds"].only(searched)
+    for name, view in views.items():
+        if not len(view.rows):
+            where = f" in probe.embeddings={embeddings}" if embeddings is not None else ""
+            raise UserError(f"no clip of the {name} has an embedding{where}: there is nothing to probe")
+    indexes = {name: prepared.splits[name].index.take(view.rows) for name, view in views.items()}
+    vocabulary = common_names(*(index.labels for index in indexes.values()))
+    if not vocabulary:
+        raise UserError("no clip has a label: the probe learns labels; give indexes whose records have `labels`")
+    sides = {
+        name: Side(view.vectors, indexes[name].labels.recode(vocabulary), videos(indexes[name].ids))
+        for name, view in views.items()
+    }
+    place = np.full(len(eligible), -1, dtype=np.int32)
+    place[views["pool"].rows] = np.arange(len(views["pool"].rows), dtype=np.int32)
+    searched_at = np.searchsorted(prepared.neighbours.seed_rows, views["seeds"].rows)
+    chosen = place[prepared.neighbours.pool_rows[searched_at]]
+    missing = {
+        "seeds": int(searched.sum()) - len(views["seeds"].rows),
+        "pool": int(eligible.sum()) - len(views["pool"].rows),
+        "eval": len(prepared.eval.embedded) - len(views["eval"].rows),
+    }
+    digest = hashlib.sha256(f"{origin}\n".encode())
+    for name in ("seeds", "pool", "eval"):
+        digest.update("\n".join(indexes[name].ids.to_pylist()).encode("utf-8", "surrogateescape") + b"\0")
+        labels = sides[name].labels
+        digest.update("\n".join(vocabulary).encode() + labels.offsets.tobytes() + labels.codes.tobytes())
+    digest.update(np.ascontiguousarray(chosen).tobytes())
+    return Problem(
+        seeds=sides["seeds"],
+        pool=sides["pool"],
+        evaluation=sides["eval"],
+        chosen=chosen,
+        same_space=embeddings is None,
+        fingerprint=digest.hexdigest(),
+        names={label: prepared.ontology.get(label, label) for label in vocabulary},
+        missing={name: max(0, count) for name, count in missing.items()},
+        pool_ids=indexes["pool"].ids,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _View:
+    rows: Int64  # of the index, ascending
+    vectors: Vectors
+
+    def only(self, mask: Bool) -> _View:
+        kept = np.flatnonzero(mask[self.rows])
+        return _View(self.rows[kept], SomeVectors(self.vectors, kept))
+
+
+def _other(folder: Path, splits: Any, values: dict[str, str]) -> tuple[dict[str, _View], str]:
+    """The splits' clips in another store (by path) or in a folder of vectors (by id)."""
+    if not folder.is_dir():
+        raise UserError(
+            f"probe.embeddings={folder}: no such folder; give a store ({{cache_dir}}/embeddings/NAME-FINGERPRINT) or a "
+            "folder of vectors as for dataset.format=embeddings"
+        )
+    views: dict[str, _View] = {}
+    if (folder / "meta.json").is_file():
+        store = Store(folder)
+        for name, split in splits.items():
+            found = store.rows(split.index.paths)
+            rows = np.flatnonzero(found >= 0)
+            views[name] = _View(rows, store.vectors(found[rows]))
+        used = np.concatenate([store.rows(split.index.paths) for split in splits.values()])
+        return views, f"store {folder.name} {store.identity(used[used >= 0])}"
+    digests = []
+    for name, split in splits.items():
+        view, sha256 = _given(folder, values[name], split)
+        views[name] = view
+        digests.append(sha256)
+    return views, " ".join(["vectors", *digests])
+
+
+def _given(folder: Path, value: str, split: Split) -> tuple[_View, str]:
+    stem = Path(value).name.removesuffix(".csv").removeprefix("src_full_").removeprefix("src_")
+    try:
+        given = read_vectors(folder, stem)
+    except NoSuchIndex as error:
+        raise UserError(f"probe.embeddings: {error}") from None
+    found = pc.index_in(split.index.ids, value_set=given.index.ids).fill_null(-1).to_numpy(zero_copy_only=False)
+    rows = np.flatnonzero(found >= 0)
+    return _View(rows, SomeVectors(given.vectors, np.asarray(found[rows], dtype=np.int64))), given.sha256
+
+
+def read_runs(problem: Problem, folders: Sequence[str], folds: Int64) -> list[training_sets.Arm]:
+    """The arm of each finished run (its folder): the pool clips of its `ids_k{K}.csv`. UserError says what is wrong."""
+    out: list[training_sets.Arm] = []
+    for given in folders:
+        folder = Path(given).expanduser()
+        lists = sorted(p for p in folder.glob("ids_k*.csv") if _CURATED.fullmatch(p.name)) if folder.is_dir() else []
+        if len(lists) != 1:
+            what = f"{len(lists)} files ids_k*.csv" if folder.is_dir() else "no such folder"
+            raise UserError(
+                f"probe.runs: {folder}: {what}; give the folders of finished runs, probe.runs=[outputs/runs/…]"
+            )
+        match = _CURATED.fullmatch(lists[0].name)
+        assert match is not None
+        k = int(match.group(1))
+        ids = pa.array(lists[0].read_text(encoding="utf-8").splitlines(), pa.string())
+        inside = pc.is_in(problem.pool_ids, value_set=ids).to_numpy(zero_copy_only=False)
+        rows = np.flatnonzero(inside)
+        if not len(rows):
+            raise UserError(f"probe.runs: {folder}: none of the {len(ids):,} ids is in this pool: a run of other data?")
+        leaves = training_sets.leaving(problem.chosen[:, :k], folds, rows)
+        out.append(training_sets.Arm(training_sets.RUN, folder.name, k, rows, leaves))
+    names = [arm.name for arm in out]
+    if len(set(names)) < len(names):
+        raise UserError(f"probe.runs: two folders have one name ({', '.join(names)}): rename one")
+    return out

@@ -1,0 +1,323 @@
+"""One exact search: the pool streamed block by block past the seeds, with a running top K.
+
+In: non-zero seeds in memory, the pool as `Vectors`, a first pass (topk.py). Out: sorted keys (exact.py). A sample of
+the pool gives a guess of every seed's K-th similarity; the first pass returns each pair that may reach it, or the
+running K-th where that is higher; those are rescored exactly while their block is in memory and merged. A seed is
+certified when its K-th similarity is at least its guess; the others are searched again without one. The price: a guess
+too low costs rescoring, one too high a second pass for that seed: rare where the sample is like the pool.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from balance.records import Float32, Int64, UserError, Vectors
+from balance.runtime.threads import Cores, Workspace
+from balance.search import candidates, rescore
+
+log = logging.getLogger(__name__)
+
+SAMPLE_ROWS = 1 << 12
+SAMPLE_PIECES = 128
+GROUP_ROWS = 1 << 18  # rows between two saved states
+ROWS_MULTIPLE = 64  # of a block: with odd numbers of rows MKL's float32 product takes a third longer
+SEED_ROWS = 1 << 12  # seeds in one product
+BLOCK_PAIRS_CPU = 1 << 24  # seeds x rows of all blocks at work: all of them may reach their thresholds
+BLOCK_PAIRS_GPU = 1 << 28  # the same; CUDA numbers the elements of a block in 31 bits
+RESCORE_PAIRS = 1 << 22  # pairs rescored at once by all cores, at 100 bytes
+
+Progress = Callable[[int, int], None]
+Spread = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+
+
+class Search:
+    """One search of non-zero seeds: what stays the same through its passes over the pool."""
+
+    def __init__(
+        self,
+        seeds: Float32,
+        pool: Vectors,
+        k: int,
+        product: candidates.Product,
+        scratch: Path | None,
+        progress: Progress | None,
+        block_rows: int | None,
+    ) -> None:
+        self.pool, self.k, self.product, self.scratch = pool, k, product, scratch
+        self.progress = progress or (lambda done, total: None)
+        self.device = product.device
+        on_cpu = self.device.type == "cpu"
+        cores = torch.get_num_threads() if on_cpu else 1
+        self.rescore_pairs = RESCORE_PAIRS // cores
+        self.block_rows = min(block_rows or self._usual_block_rows(len(seeds), cores), pool.shape[0])
+        self.signature = f"{hashlib.sha256(seeds.tobytes()).hexdigest()} {pool.shape} {k}"
+        self.seeds64 = torch.from_numpy(seeds).to(self.device).double()
+        self.lengths = rescore.lengths_of(self.seeds64)
+        self.workspace = Workspace(self.device)
+        self.lock = threading.Lock()
+        self.spread: Spread = map
+
+    def _usual_block_rows(self, num_seeds: int, cores: int) -> int:
+        """As many as the backend likes and memory allows, and about as many in every block of every core."""
+        (num_pool, dim), batch = self.pool.shape, min(num_seeds, SEED_ROWS)
+        most = self.product.block_bytes // (4 * dim)
+        if self.device.type == "cpu":
+            most = min(most, BLOCK_PAIRS_CPU // (cores * batch))
+        else:
+            free_bytes, _ = torch.cuda.mem_get_info(self.device)
+            # A row as it came, in float64 and lowered, a pair's score and whether it reaches: half of what is free.
+            most = min(most, BLOCK_PAIRS_GPU // batch, free_bytes // 2 // (18 * dim + 4 * batch))
+        most = max(ROWS_MULTIPLE, most // ROWS_MULTIPLE * ROWS_MULTIPLE)
+        rows = math.ceil(num_pool / (cores * math.ceil(num_pool / (cores * most))))
+        return math.ceil(rows / ROWS_MULTIPLE) * ROWS_MULTIPLE
+
+    def run(self) -> Int64:
+        """Keys (S, k) int64, ascending."""
+        if self.device.type != "cpu":
+            return self._run()
+        with Cores() as cores:
+            self.spread = cores.map
+            return self._run()
+
+    def _run(self) -> Int64:
+        sample = self._sample()
+        few = sample[::8].double()
+        lengths = rescore.lengths_of(few)
+        few.mul_(torch.where(lengths > 0, 1 / lengths, 0.0)[:, None])
+        mean = few.mean(dim=0)
+        length = float(torch.linalg.vector_norm(few - mean, dim=1).median())
+        scale = 2.0 ** min(14, max(0, round(-math.log2(max(length, 1e-9)))))
+        guesses = torch.full((len(self.seeds64),), -torch.inf, device=self.device)
+        if self.product.needs_guess:
+            guesses = self._guess(candidates.Centre(mean, scale, candidates.first_pass_dtype(self.device)), sample)
+        del sample
+        centre = candidates.Centre(mean, scale, self.product.dtype)
+        keys = self._scan(centre, self.seeds64, self.lengths, guesses, resumable=True)
+        last = rescore.similarities_of(keys[:, -1])
+        full = keys[:, -1] != rescore.EMPTY
+        missed = (~full | (last < guesses)).nonzero().squeeze(1)
+        if len(missed):
+            log.info("search: %d of %d seeds are searched again: the sample misjudged them", len(missed), len(keys))
+            certain = torch.where(full, last, -torch.inf)[missed]
+            keys[missed] = self._scan(centre, self.seeds64[missed], self.lengths[missed], certain, resumable=False)
+        assert not bool((keys == rescore.EMPTY).any()), "a seed has fewer than k neighbours"
+        return keys.cpu().numpy()
+
+    def _sample(self) -> torch.Tensor:
+        """Rows spread evenly over the pool, (n, dim) float32."""
+        num_pool = self.pool.shape[0]
+        num_sample = min(num_pool, SAMPLE_ROWS if self.product.needs_guess else SAMPLE_ROWS // 4)
+        pieces = 1 if num_pool == num_sample else min(SAMPLE_PIECES, num_sample)
+        length = num_sample // pieces
+        rows = torch.empty(pieces * length, self.pool.shape[1], device=self.device)
+        for i, start in enumerate(np.linspace(0, num_pool - length, pieces).astype(int).tolist()):
+            piece = rows[i * length : (i + 1) * length]
+            piece.copy_(self._block(start, start + length))
+            check_finite(piece.sum(dim=1, dtype=torch.float64), self.pool, start)
+        return rows
+
+    def _guess(self, centre: candidates.Centre, sample: torch.Tensor) -> torch.Tensor:
+        """Per seed a similarity below its K-th, very probably (S,) float32."""
+        num_pool, num_sample = self.pool.shape[0], len(sample)
+        expected = self.k * num_sample / num_pool
+        spread = math.sqrt(expected * (1 - num_sample / num_pool))
+        # Of the rows that it holds a sample knows the ranks, but for the rounding of low precision.
+        rank = math.ceil(expected + 5 * spread + 4 + expected / 8 * num_sample / num_pool)
+        if rank >= num_sample:
+            return torch.full((len(self.seeds64),), -torch.inf, device=self.device)
+        seeds, constants = centre.seeds(self.seeds64)
+
+        def lower(some: torch.Tensor) -> torch.Tensor:
+            return centre.pool(some, *self._room(len(some)), bounds=False).clone()
+
+        matrix = torch.cat(list(self.spread(lower, torch.split(sample, 1024))))
+
+        def best(some: torch.Tensor) -> torch.Tensor:
+            return candidates.ranked(some @ matrix.t(), rank)
+
+        rows = 128 if self.device.type == "cpu" else 1024
+        return centre.cosines(torch.cat(list(self.spread(best, torch.split(seeds, rows)))), constants)
+
+    def _scan(
+        self,
+        centre: candidates.Centre,
+        seeds64: torch.Tensor,
+        lengths: torch.Tensor,
+        guesses: torch.Tensor,
+        *,
+        resumable: bool,
+    ) -> torch.Tensor:
+        """One pass over the pool: keys (S, k), complete wherever the last similarity is at least the guess."""
+        num_pool = self.pool.shape[0]
+        batches = [
+            _Batch(centre, seeds64, lengths, guesses, slice(i, min(i + SEED_ROWS, len(seeds64))))
+            for i in range(0, len(seeds64), SEED_ROWS)
+        ]
+        running = rescore.Running(len(seeds64), self.k, self.device)
+        done = start = self._resume(running, guesses) if resumable else 0
+        self.progress(done, num_pool)
+
+        def add(block: slice) -> None:
+            nonlocal done
+            self._add(block, centre, batches, running)
+            with self.lock:
+                done += block.stop - block.start
+                self.progress(done, num_pool)
+
+        while start < num_pool:
+            whole_blocks = -(-GROUP_ROWS // self.block_rows) * self.block_rows
+            stop = min(start + whole_blocks, num_pool)
+            for _ in self.spread(add, self._blocks(start, stop)):
+                pass
+            running.merge()
+            start = stop
+            if resumable and start < num_pool:
+                self._save(running, start, guesses)
+        return running.keys
+
+    def _blocks(self, start: int, stop: int) -> Iterator[slice]:
+        while start < stop:
+            block = slice(start, min(start + self.block_rows, stop))
+            yield block
+            start = block.stop
+
+    def _add(self, block: slice, centre: candidates.Centre, batches: list[_Batch], running: rescore.Running) -> None:
+        """`_add_block`, in halves where it does not fit into the GPU's memory."""
+        fits = True
+        try:
+            self._add_block(block, centre, batches, running)
+        except torch.cuda.OutOfMemoryError:
+            if block.stop - block.start == 1:
+                raise
+            fits = False  # and out of the clause, where the failed block's tensors are let go
+        if not fits:
+            self._halve_blocks(block)
+            running.forget(block.start)
+            for half in self._blocks(block.start, block.stop):
+                self._add(half, centre, batches, running)
+
+    def _halve_blocks(self, block: slice) -> None:
+        self.block_rows = (block.stop - block.start) // 2
+        self.workspace = Workspace(self.device)
+        torch.cuda.empty_cache()
+        log.info("search: the GPU is out of memory; going on with blocks of %d rows", self.block_rows)
+
+    def _add_block(
+        self, block: slice, centre: candidates.Centre, batches: list[_Batch], running: rescore.Running
+    ) -> None:
+        """These rows of the pool against every seed."""
+        rows = self._block(block.start, block.stop)
+        wide, lengths = self._room(len(rows))
+        matrix = centre.pool(rows, wide, lengths)
+        check_finite(lengths, self.pool, block.start)
+        likely = self._likely(len(rows), block.start)
+        if not self.product.needs_guess:  # then nothing but the running K-th keeps the pairs few
+            running.merge()
+        for batch in batches:
+            thresholds = centre.thresholds(torch.maximum(batch.guesses, running.lowest[batch.seeds]), batch.constants)
+            seed_at, row_at = self.product.above(centre, batch.matrix, matrix, thresholds, self.k, likely)
+            for first in range(0, len(seed_at), self.rescore_pairs):
+                some = slice(first, first + self.rescore_pairs)
+                similarities = rescore.cosines(batch.seeds64, batch.lengths, wide, lengths, seed_at[some], row_at[some])
+                running.add(batch.seeds, seed_at[some], rescore.to_keys(similarities, row_at[some] + block.start))
+
+    def _room(self, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """For rows in float64 and their lengths, until this thread asks again."""
+        wide = self.workspace.empty("wide", num_rows, self.pool.shape[1], dtype=torch.float64)
+        return wide, self.workspace.empty("lengths", num_rows, dtype=torch.float64)
+
+    def _likely(self, num_rows: int, num_done: int) -> int:
+        """How many of a block's rows reach a seed's running K-th, for nearly all seeds, if the pool is well mixed: of
+        both numbers the uncertainty is the square root. Never many more than k: the k-th certifies a threshold."""
+        expected = self.k * num_rows / max(num_done, 1)
+        return min(self.k + self.k // 16 + 8, math.ceil(expected + 4 * math.sqrt(expected + expected**2 / self.k) + 8))
+
+    def _block(self, start: int, stop: int) -> torch.Tensor:
+        return torch.as_tensor(self.pool.read(start, stop)).to(self.device)
+
+    def _resume(self, running: rescore.Running, guesses: torch.Tensor) -> int:
+        """The row to go on with; the saved keys and guesses go into `running` and `guesses`."""
+        names = {"signature", "keys", "guesses", "start"}
+        state = read_npz(self.scratch / "state.npz", names) if self.scratch else None
+        if state is None or str(state["signature"]) != self.signature:
+            return 0
+        running.restore(torch.from_numpy(state["keys"]))
+        guesses.copy_(torch.from_numpy(state["guesses"]))
+        start = int(state["start"])
+        log.info("search: goes on at clip %d of %d, where it was interrupted", start, self.pool.shape[0])
+        return start
+
+    def _save(self, running: rescore.Running, start: int, guesses: torch.Tensor) -> None:
+        if self.scratch is None:
+            return
+        arrays: dict[str, Any] = {
+            "keys": running.keys.cpu().numpy(),
+            "guesses": guesses.cpu().numpy(),
+            "start": np.int64(start),
+            "signature": np.array(self.signature),
+        }
+        try:
+            write_npz(self.scratch / "state.npz", arrays)
+        except OSError as error:
+            log.warning("search: cannot save its state, so it cannot be resumed: %s", error)
+            self.scratch = None
+
+
+class _Batch:
+    """The seeds of one product; `guesses` is a view."""
+
+    def __init__(
+        self,
+        centre: candidates.Centre,
+        seeds64: torch.Tensor,
+        lengths: torch.Tensor,
+        guesses: torch.Tensor,
+        seeds: slice,
+    ) -> None:
+        self.seeds64, self.lengths, self.guesses, self.seeds = seeds64[seeds], lengths[seeds], guesses[seeds], seeds
+        self.matrix, self.constants = centre.seeds(self.seeds64)
+
+
+def check_finite(lengths: torch.Tensor, vectors: Vectors, start: int) -> None:
+    """UserError naming the first row from `start` on whose length is not finite."""
+    finite = lengths.isfinite()
+    if not bool(finite.all()):
+        row = start + int((~finite).nonzero()[0])
+        raise UserError(f"{vectors.name(row)}: its vector holds a number that is not finite (NaN or infinity)")
+
+
+def read_npz(path: Path, names: set[str]) -> dict[str, Any] | None:
+    """The arrays of these names, or None where there is no such file or a damaged one (zip files carry checksums)."""
+    try:
+        with path.open("rb") as file, np.load(file) as arrays:
+            return {name: arrays[name] for name in names}
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except Exception as error:  # of damaged files zipfile and numpy raise half a dozen kinds
+        why = error if isinstance(error, OSError) else type(error).__name__  # numpy's words advise to load pickles
+        log.warning("%s cannot be read and is computed anew: %s", path, why)
+        return None
+
+
+def write_npz(path: Path, arrays: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,233 @@
+"""Exact top-K by cosine: the same bytes on every backend, computed once and sliced afterwards.
+
+In: seeds (S, dim) and the pool as `Vectors`. Out: positions and similarities (S, k) in the contract's order
+(similarity descending, position ascending). Here: which backend, zero seeds, and the neighbours kept on disk; scan.py
+streams the pool, topk.py finds candidates with a certain bound, exact.py rescores them. The price of keeping
+max(k, k_cache) neighbours: a small k costs what 512 cost, and 8 bytes a neighbour.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from balance.records import Float32, Int32, Int64, UserError, Vectors
+from balance.runtime import locks
+from balance.search import candidates, rescore, streaming
+
+log = logging.getLogger(__name__)
+
+WAIT_S = 1.0
+
+Result = tuple[Int32, Float32]
+
+
+class Backend(enum.Enum):
+    auto = "auto"
+    faiss = "faiss"
+    torch = "torch"
+
+
+@dataclass(kw_only=True, slots=True)
+class SearchConfig:
+    """backend: what does the first pass; the result is the same bytes. k_cache: neighbours a seed that are always
+    kept (at most the pool), so that any smaller K is a slice."""
+
+    backend: Backend = Backend.auto
+    k_cache: int = 512
+
+    def __post_init__(self) -> None:
+        if self.k_cache < 1:
+            raise ValueError(f"search.k_cache={self.k_cache} was given; it must be at least 1")
+
+
+class ArrayVectors:
+    """`Vectors` over an array in memory; `read` gives a view (a search does not write into what it reads)."""
+
+    def __init__(self, rows: Float32, names: Callable[[int], str] | None = None) -> None:
+        self._rows = rows
+        self._names = names
+        self.shape: tuple[int, int] = (rows.shape[0], rows.shape[1])
+
+    def read(self, start: int, stop: int) -> Float32:
+        return self._rows[start:stop]
+
+    def take(self, rows: Int64) -> Float32:
+        return self._rows[rows]
+
+    def name(self, row: int) -> str:
+        return self._names(row) if self._names else f"row {row}"
+
+
+def load(vectors: Vectors) -> Float32:
+    """All vectors (n, dim), for seeds. UserError naming the first that is not finite."""
+    rows = vectors.read(0, vectors.shape[0])
+    streaming.check_finite(rescore.lengths_of(torch.from_numpy(rows).double()), vectors, 0)
+    return rows
+
+
+def _faiss() -> Any:
+    """The module, or None. After torch: the other order can crash when their CUDA versions differ."""
+    try:
+        import faiss
+    except ImportError:
+        return None
+    if hasattr(faiss, "knn_gpu"):
+        import faiss.contrib.torch_utils  # teaches FAISS to take CUDA tensors
+    return faiss
+
+
+def choose(backend: Backend, device: torch.device) -> tuple[candidates.Product, str]:
+    """The first pass and one line that says which and why. UserError where the backend asked for is not installed."""
+    on_cuda = device.type == "cuda"
+    faiss = _faiss()
+    faiss_gpu = faiss is not None and on_cuda and hasattr(faiss, "knn_gpu") and faiss.get_num_gpus() > 0
+    if backend is Backend.faiss and faiss is None:
+        raise UserError(
+            "search.backend=faiss was given, but FAISS is not installed: type `pip install faiss-cpu` (with a GPU:"
+            " `pip install faiss-gpu`, never both), or search.backend=torch"
+        )
+    if backend is Backend.torch:
+        use_faiss, why = False, "search.backend=torch"
+    elif backend is Backend.faiss:
+        use_faiss, why = True, "search.backend=faiss"
+        if on_cuda and not faiss_gpu:
+            log.warning(
+                "search.backend=faiss, but the installed FAISS is built for CPUs only: searching on the CPU"
+                " (`pip uninstall faiss-cpu && pip install faiss-gpu`, or search.backend=torch, uses %s)",
+                device,
+            )
+    elif on_cuda:
+        missing = "FAISS is not installed" if faiss is None else "the installed FAISS is built for CPUs only"
+        use_faiss, why = faiss_gpu, "auto: FAISS sees the GPU" if faiss_gpu else f"auto: {missing}"
+    else:
+        use_faiss = faiss is not None
+        why = "auto: no GPU, FAISS is installed" if use_faiss else "auto: no GPU, FAISS is not installed"
+    product: candidates.Product = candidates.TorchProduct(device)
+    if use_faiss:
+        product = candidates.faiss_on_gpu(faiss, device) if faiss_gpu else candidates.FaissProduct(faiss)
+    kind = str(product.dtype).removeprefix("torch.")
+    name = "FAISS" if use_faiss else "torch"
+    return product, f"search: {name} on {product.device}, first pass in {kind} ({why})"
+
+
+def search(
+    seeds: Float32,
+    pool: Vectors,
+    k: int,
+    config: SearchConfig,
+    *,
+    device: torch.device,
+    scratch: Path | None = None,
+    progress: streaming.Progress | None = None,
+    block_rows: int | None = None,
+) -> Result:
+    """The exact top k of every seed.
+
+    seeds: (S, dim) float32; pool: (N, dim); scratch: a folder of this very search for its resumable state, removed by
+    the caller once the result is safe; progress(rows done, rows total); block_rows: pool rows read at once
+    (default: the backend's). Returns positions in the pool (S, k) int32 and similarities (S, k) float32.
+    UserError: no seeds, k larger than the pool, different dims, vectors that are not finite.
+    """
+    num_pool, dim = pool.shape
+    if not len(seeds):
+        raise UserError("there are no seeds whose neighbours could be searched")
+    if seeds.shape[1] != dim:
+        raise UserError(f"the seeds' vectors have {seeds.shape[1]} dimensions, the pool's {dim}: not from one encoder")
+    if not 1 <= k <= num_pool:
+        raise UserError(
+            f"k={k} neighbours were asked for, but {num_pool} pool clips can be neighbours: type k={num_pool} or less"
+        )
+    streaming.check_finite(
+        rescore.lengths_of(torch.from_numpy(seeds).double()), ArrayVectors(seeds, "seeds, row {}".format), 0
+    )
+    product, line = choose(config.backend, device)
+    log.info("%s", line)
+    nonzero = seeds.any(axis=1)
+    if nonzero.all():
+        return rescore.from_keys(streaming.Search(seeds, pool, k, product, scratch, progress, block_rows).run())
+    # A zero seed has similarity 0 with every clip: the first k of the pool.
+    found = None
+    if nonzero.any():
+        found = rescore.from_keys(
+            streaming.Search(seeds[nonzero], pool, k, product, scratch, progress, block_rows).run()
+        )
+    else:  # nothing reads the pool, but what is wrong with it is said all the same
+        for start in range(0, num_pool, streaming.SAMPLE_ROWS):
+            rows = torch.as_tensor(pool.read(start, min(start + streaming.SAMPLE_ROWS, num_pool)))
+            streaming.check_finite(rescore.lengths_of(rows.double()), pool, start)
+    positions = np.tile(np.arange(k, dtype=np.int32), (len(seeds), 1))
+    similarities = np.zeros(positions.shape, dtype=np.float32)
+    if found:
+        positions[nonzero], similarities[nonzero] = found
+    return positions, similarities
+
+
+def cached_search(
+    cache_dir: Path,
+    key: str,
+    seeds: Float32,
+    pool: Vectors,
+    k: int,
+    config: SearchConfig,
+    *,
+    device: torch.device,
+    progress: streaming.Progress | None = None,
+) -> Result:
+    """`search` at max(k, k_cache), at most the pool, kept under `cache_dir`; of parallel jobs one searches.
+
+    key: names everything that the result depends on (store fingerprint, seed and pool ids in order, exclusions) and
+    is a file name. A kept result with fewer neighbours is computed anew and replaced, one with more is sliced.
+    """
+    wanted = min(max(k, config.k_cache), pool.shape[0])
+    if k > wanted:
+        return search(seeds, pool, k, config, device=device)  # raises: the pool is too small
+    folder = cache_dir / "neighbours"
+    path = folder / f"{key}.npz"
+    shape = (len(seeds), wanted)
+    said = False
+    while (kept := _read_result(path, shape)) is None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = locks.acquire(folder / f"{key}.lock")
+        except OSError as error:
+            log.warning("the neighbours are kept for this run alone: %s", error)
+            return search(seeds, pool, wanted, config, device=device, progress=progress)
+        if lock is None:
+            if not said:
+                log.info("another job searches the same neighbours; waiting for %s", path)
+                said = True
+            time.sleep(WAIT_S)
+            continue
+        with lock:
+            if (kept := _read_result(path, shape)) is not None:
+                break
+            scratch = folder / f"{key}.partial"
+            result = search(seeds, pool, wanted, config, device=device, scratch=scratch, progress=progress)
+            try:
+                streaming.write_npz(path, {"positions": result[0], "similarities": result[1]})
+            except OSError as error:
+                log.warning("the neighbours are kept for this run alone: %s", error)
+            shutil.rmtree(scratch, ignore_errors=True)
+            return result
+    return kept
+
+
+def _read_result(path: Path, shape: tuple[int, int]) -> Result | None:
+    """The first columns of a kept result; None if there is none, or one with too few columns."""
+    arrays = streaming.read_npz(path, {"positions", "similarities"})
+    if arrays is None:
+        return None
+    positions, similarities = arrays["positions"], arrays["similarities"]
+    if positions.shape[0] != shape[0] or positions.shape[1] < shape[1]:
+        return None
+    return np.ascontiguousarray(positions[:, : shape[1]]), np.ascontiguousarray(similarities[:, : shape[1]])

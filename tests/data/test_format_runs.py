@@ -1,0 +1,190 @@
+"""A whole run from every `dataset.format`: the same embeddings and neighbours as from the VIP-ANT layout."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from balance import finish, pipeline
+from balance.config import DatasetConfig, Settings
+from balance.data.formats import Format
+from balance.encoders.vipant import EncoderConfig
+from balance.records import UserError
+from balance.verify import verify
+from balance.why import why
+from tests import worlds
+
+K = 4
+OWN_INDEX = {
+    Format.vipant: "src_augmented_k4.csv",
+    Format.ast_json: "augmented_k4.json",
+    Format.parquet: "augmented_k4.parquet",
+    Format.webdataset: "augmented_k4.tar.csv",
+    Format.segments: "augmented_k4.segments.csv",
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> worlds.World:
+    return worlds.make(tmp_path_factory.mktemp("world"), seeds=4, pool=15, evaluation=2)
+
+
+def as_ast_json(world: worlds.World, root: Path, name: str, records: list[dict]) -> None:
+    data = [{"wav": str(world.media(r)), "labels": ",".join(r["labels"])} for r in records]
+    (root / f"{name}.json").write_text(json.dumps({"data": data}))
+    rows = [f"{i},{label},Name {i}\n" for i, label in enumerate(worlds.LABELS)]
+    (root / "class_labels_indices.csv").write_text("index,mid,display_name\n" + "".join(rows))
+
+
+def as_parquet(world: worlds.World, root: Path, name: str, records: list[dict]) -> None:
+    audio = [{"bytes": world.media(r).read_bytes(), "path": None} for r in records]
+    columns = {
+        "video_id": [r["id"] for r in records],
+        "audio": pa.array(audio, type=pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        "labels": pa.array([r["labels"] for r in records], type=pa.list_(pa.string())),
+    }
+    (root / name).mkdir()
+    for part, rows in enumerate((slice(0, 1), slice(1, None))):
+        table = pa.table({key: column[rows] for key, column in columns.items()})
+        pq.write_table(table, root / name / f"part-{part}.parquet", row_group_size=3)
+
+
+def as_webdataset(world: worlds.World, root: Path, name: str, records: list[dict]) -> None:
+    with tarfile.open(root / f"{name}.tar", "w") as tar:
+        for r in records:
+            for suffix, data in (
+                ("json", json.dumps({"labels": r["labels"]}).encode()),
+                (world.media(r).suffix[1:], world.media(r).read_bytes()),
+            ):
+                info = tarfile.TarInfo(f"{r['id']}.{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+
+def as_segments(world: worlds.World, root: Path, name: str, records: list[dict]) -> None:
+    lines = [f'{r["id"]}, 0.000, 10.000, "{",".join(r["labels"])}"\n' for r in records]
+    (root / f"{name}.csv").write_text("# a\n# b\n# YTID\n" + "".join(lines))
+
+
+WRITERS = {
+    Format.ast_json: as_ast_json,
+    Format.parquet: as_parquet,
+    Format.webdataset: as_webdataset,
+    Format.segments: as_segments,
+}
+
+
+def settings(world: worlds.World, root: Path, cache: Path, format: Format) -> Settings:
+    media = root if format.in_containers else world.root
+    return Settings(
+        k=K,
+        dataset=DatasetConfig(name=format.value, format=format, root=str(root), media=str(media)),
+        encoder=EncoderConfig(checkpoint=str(world.checkpoint)),
+        num_workers=1,
+        cache_dir=str(cache),
+    )
+
+
+def run(world: worlds.World, root: Path, folder: Path, format: Format) -> tuple[pipeline.Prepared, list[dict]]:
+    chosen = settings(world, root, folder / "cache", format)
+    (folder / "run").mkdir()
+    finish.run(chosen, folder / "run")
+    with (folder / "run" / f"augmented_k{K}.csv").open(newline="") as file:
+        return pipeline.prepare(chosen), list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def reference(world, tmp_path_factory) -> tuple[pipeline.Prepared, list[dict]]:
+    return run(world, world.root, tmp_path_factory.mktemp("vipant"), Format.vipant)
+
+
+@pytest.mark.parametrize("format", list(WRITERS))
+def test_same_embeddings_and_neighbours(world, reference, tmp_path, format):
+    root = tmp_path / "data"
+    root.mkdir()
+    for split, name in worlds.SPLITS.items():
+        WRITERS[format](world, root, name, world.records(split))
+    prepared, rows = run(world, root, tmp_path, format)
+    want, want_rows = reference
+    for split in worlds.SPLITS:
+        ours, theirs = prepared.splits[split], want.splits[split]
+        assert ours.index.ids.to_pylist() == theirs.index.ids.to_pylist()
+        size = len(theirs.embedded)
+        np.testing.assert_array_equal(ours.vectors.read(0, size), theirs.vectors.read(0, size))
+        assert ours.facts.pcm_sha1.tolist() == theirs.facts.pcm_sha1.tolist()
+    np.testing.assert_array_equal(prepared.neighbours.pool_rows, want.neighbours.pool_rows)
+    np.testing.assert_array_equal(prepared.neighbours.similarities, want.neighbours.similarities)
+    columns = [column for column in rows[0] if column != "audio"]
+    assert [[row[c] for c in columns] for row in rows] == [[row[c] for c in columns] for row in want_rows]
+    written = {path.name for path in (tmp_path / "run").iterdir()}
+    assert OWN_INDEX[format] in written
+    assert f"augmented_k{K}_weight.csv" in written
+    assert not any(name.startswith("src_") for name in written)
+    assert ours.index.lines is None
+    ids = {split: set(part.index.ids.to_pylist()) for split, part in prepared.splits.items()}
+    left = sorted(ids["pool"] - {row["id"] for row in rows})[0]
+    assert why(str(tmp_path / "run"), left) == [f"out: {left} is in the pool, but in no seed's top {K}"]
+    kept_out = sorted(ids["eval"])[0]
+    assert why(str(tmp_path / "run"), kept_out) == [f"out: {kept_out} is listed for evaluation only"]
+
+
+def test_members_that_cannot_be_decoded_are_named(world, tmp_path):
+    root = tmp_path / "data"
+    root.mkdir()
+    for split, name in worlds.SPLITS.items():
+        as_webdataset(world, root, name, world.records(split))
+    shard = root / f"{worlds.SPLITS['pool']}.tar"
+    with tarfile.open(shard) as tar:
+        member = next(m for m in tar if not m.name.endswith(".json"))
+    with shard.open("r+b") as file:
+        file.seek(member.offset_data)
+        file.write(b"\0" * member.size)
+    chosen = settings(world, root, tmp_path / "cache", Format.webdataset)
+    chosen.max_failures = 0.1
+    (failure,) = pipeline.prepare(chosen).failures
+    assert failure.path == f"{shard.name}: {member.name}"
+    assert (failure.split, failure.reason) == ("pool", "undecodable")
+    assert str(tmp_path) not in failure.detail
+
+
+def test_own_vectors_give_the_neighbours_of_the_run(world, reference, tmp_path):
+    """The embeddings of the first run, given as files; labels and lines from the indexes beside them."""
+    prepared, want_rows = reference
+    root = tmp_path / "data"
+    root.mkdir()
+    for split, name in worlds.SPLITS.items():
+        part = prepared.splits[split]
+        np.save(root / f"{name}.npy", part.vectors.read(0, len(part.embedded)))
+        (root / f"{name}.ids.txt").write_text(
+            "".join(f"{id}\n" for id in part.index.take(part.embedded).ids.to_pylist())
+        )
+        (root / f"{name}.csv").write_bytes(world.index(split).read_bytes())
+    own = Settings(
+        k=K,
+        dataset=DatasetConfig(name="own", format=Format.embeddings, root=str(root)),
+        num_workers=1,
+        cache_dir=str(tmp_path / "cache"),
+    )
+    (tmp_path / "run").mkdir()
+    finish.run(own, tmp_path / "run")
+    with (tmp_path / "run" / f"augmented_k{K}.csv").open(newline="") as file:
+        assert list(csv.DictReader(file)) == want_rows
+    assert (tmp_path / "run" / f"src_augmented_k{K}.csv").exists()
+    inputs = json.loads((tmp_path / "run" / "manifest.json").read_text())["inputs"]
+    for name in worlds.SPLITS.values():
+        for path in (root / f"{name}.ids.txt", root / f"{name}.csv"):
+            assert inputs[str(path)] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert "neighbour rows follow" in verify(str(tmp_path / "run"))[0]
+    pool = root / f"{worlds.SPLITS['pool']}.npy"
+    np.save(pool, np.load(pool)[:, :-1])  # other vectors, of another dimension
+    with pytest.raises(UserError, match=r"the vectors of dataset.unbalanced=.* are no longer those"):
+        verify(str(tmp_path / "run"))

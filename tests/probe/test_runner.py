@@ -1,0 +1,229 @@
+"""The probe's cells on known ground: what it reports, when it reads what, and that it goes on where it stopped."""
+
+import importlib.util
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from balance.probe import conclusions, training_sets
+from balance.probe.data import Problem, Side
+from balance.probe.features import TrainingSet
+from balance.probe.logistic import Columns, fit
+from balance.probe.ranking_metrics import Ranking, macro
+from balance.probe.runner import Judge, Probe, ProbeConfig
+from balance.records import UserError
+from balance.search.top_k import ArrayVectors
+from tests.paths import REPOSITORY
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Small products: threads that wait for each other on a busy machine cost ten times what they save."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def calibration():
+    path = REPOSITORY / "benchmarks" / "probe_calibration.py"
+    spec = importlib.util.spec_from_file_location("probe_calibration", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+WORLDS = calibration()
+
+
+def small_config(**changes):
+    return ProbeConfig(**{"k": [20], "draws": 3, "bootstrap": 200, "penalties": [1.0, 0.1, 0.01, 0.001], **changes})
+
+
+def small_problem(world="a", repeat=0, **sizes):
+    given = {"seeds": 120, "pool": 8000, "eval": 1500, "population": 10}
+    return WORLDS.draw(world, repeat, {**given, **sizes})[0]
+
+
+def probe_of(problem, folder, **changes):
+    return Probe(problem, small_config(**changes), seed=1, device=CPU, cache=folder)
+
+
+@pytest.mark.parametrize(("world", "verdict"), [("a", "gain"), ("b", "not resolved"), ("c", "loss")])
+def test_known_ground(world, verdict, tmp_path):
+    probe = probe_of(small_problem(world), tmp_path, draws=5)
+    table = probe.run([a for a in probe.arms() if a.rule in (training_sets.NEIGHBOURS, training_sets.RANDOM)])
+    found = conclusions.find(probe, table)
+    row = next(r for r in found["comparisons"] if (r["reading"], r["figure"]) == ("logistic", "map"))
+    assert row["verdict"] == verdict
+    assert verdict in row["words"]
+    if world != "a":
+        assert found["recommended_k"] is None
+        assert any(s.startswith("no K beats random here") for s in found["sentences"])
+
+
+def test_a_probe_goes_on_at_its_next_cell_and_ends_the_same(tmp_path, monkeypatch):
+    problem = small_problem(seeds=60, pool=600, eval=200)
+    whole = conclusions.find(p := probe_of(problem, tmp_path / "whole"), p.run())
+
+    class Stopped(Exception):
+        pass
+
+    made = []
+    make = Probe.training_set
+
+    def limited(self, arm):
+        made.append(arm.title)
+        if len(made) == 4:
+            raise Stopped
+        return make(self, arm)
+
+    monkeypatch.setattr(Probe, "training_set", limited)
+    with pytest.raises(Stopped):
+        probe_of(problem, tmp_path / "parts").run()
+    first = made[:3]
+    made[:] = ["none"] * 10
+    again = probe_of(problem, tmp_path / "parts")
+    assert conclusions.find(again, again.run()) == whole
+    cells = len(again.arms())
+    assert len(made) - 10 == (cells - 3) + cells  # fits that were left, and the k-NN vote of every cell
+    assert made[10] not in first
+
+
+def test_a_damaged_cell_is_made_again(tmp_path):
+    problem = small_problem(seeds=60, pool=600, eval=200)
+    probe = probe_of(problem, tmp_path)
+    arm = training_sets.seeds_alone()
+    whole = probe.cell(arm, Judge.all, None, 0)
+    (file,) = tmp_path.glob("*.npz")
+    file.write_bytes(file.read_bytes()[:100])
+    assert (probe.cell(arm, Judge.all, None, 0).weight == whole.weight).all()
+
+
+def test_the_evaluation_is_read_once_after_all_choices(tmp_path, monkeypatch):
+    problem = small_problem(seeds=60, pool=600, eval=200)
+    events = []
+
+    class Watched(ArrayVectors):
+        def read(self, start, stop):
+            events.append("evaluation")
+            return super().read(start, stop)
+
+    side = problem.evaluation
+    watched = Side(Watched(side.vectors.read(0, 200)), side.labels, side.groups)
+    values = {name: getattr(problem, name) for name in Problem.__dataclass_fields__}
+    cell, choose = Probe.cell, Probe._choose_k
+    monkeypatch.setattr(Probe, "cell", lambda self, *a: (events.append("cell"), cell(self, *a))[1])
+    monkeypatch.setattr(Probe, "_choose_k", lambda self, c: (events.append("choice of K"), choose(self, c))[1])
+    probe = probe_of(Problem(**{**values, "evaluation": watched}), tmp_path)
+    probe.run()
+    assert events == ["cell"] * len(probe.arms()) + ["choice of K", "evaluation"]
+
+
+@pytest.mark.parametrize("judge", [Judge.all, Judge.one])
+def test_held_out_figures_equal_fits_without_the_fold(judge, tmp_path):
+    problem = small_problem(seeds=100, pool=600, eval=100)
+    probe = probe_of(problem, tmp_path, judge=judge)
+    arm = training_sets.neighbours(problem.chosen, probe.folds, 20)
+    cell = probe.cell(arm, judge, np.array([[0.01, 0.5]]), 0)
+    truth = problem.seeds.labels.matrix().toarray()
+    columns = probe.heldout_columns(judge)
+    scores = np.full(truth.shape, -np.inf, dtype=np.float32)
+    seeds = probe.space.standardise(problem.seeds.vectors.read(0, 100))
+    for fold in range(5):
+        kept_seeds, kept_rows = probe.folds != fold, arm.rows[arm.leaves != fold]
+        labels = np.concatenate([truth[kept_seeds], problem.pool.labels.matrix().toarray()[kept_rows]])
+        examples = TrainingSet(
+            seeds[kept_seeds], problem.pool.vectors, kept_rows, probe.space,
+            labels=WORLDS.coded([[]]).matrix().__class__(labels), weights=np.ones(len(labels), dtype=np.float32),
+            held_out=np.zeros((len(labels), 0), dtype=bool), device=CPU, memory_bytes=1 << 30,
+        )  # fmt: skip
+        learnt = columns.labels[columns.folds == fold]
+        model = fit(examples, Columns(learnt, np.full(len(learnt), -1)), 0.01, steps=30, device=CPU)
+        mine = np.flatnonzero(~kept_seeds)
+        scores[np.ix_(mine, learnt)] = model.scores(torch.from_numpy(seeds[mine])).numpy()
+    judged = np.isfinite(scores)
+    assert judged.sum() == (judged.size if judge is Judge.all else sum((probe.folds == f).sum() for f in columns.folds))
+    want = Ranking(scores, WORLDS.coded([[]]).matrix().__class__(truth * judged)).figures().ap
+    assert macro(cell.heldout[None])[0] == pytest.approx(macro(want)[0], abs=2e-3)
+
+
+def test_draws_and_arms_of_the_table(tmp_path):
+    probe = probe_of(small_problem(seeds=60, pool=600, eval=100), tmp_path, k=[2, 5], stratified=True)
+    titles = [arm.title for arm in probe.arms()]
+    assert titles[0] == "seeds"
+    assert titles[1:5] == ["neighbours k=2", "random k=2 draw 1", "random k=2 draw 2", "random k=2 draw 3"]
+    assert titles[5] == "stratified k=2 draw 1"
+    assert titles[-2:] == ["pool", "pool, weighted"]
+    assert len(titles) == 1 + 2 * 7 + 2
+    groups = conclusions.groups_of(type("T", (), {"cells": tuple(type("C", (), {"arm": a}) for a in probe.arms())}))
+    assert [g.title for g in groups[:4]] == ["seeds", "neighbours k=2", "random k=2", "stratified k=2"]
+
+
+def test_weighted_pool_has_the_published_weights(tmp_path):
+    problem = small_problem(seeds=60, pool=300, eval=100)
+    probe = probe_of(problem, tmp_path)
+    got = probe.training_set(training_sets.whole_pool(300, weighted=True)).weights
+    sets = [problem.seeds.labels[i] for i in range(60)] + [problem.pool.labels[i] for i in range(300)]
+    count = {name: sum(name in s for s in sets) for name in problem.label_ids}
+    want = np.array([sum(1000 / (count[name] + 1) for name in s) for s in sets])
+    assert np.allclose(got, want / want.mean(), rtol=1e-6)
+
+
+def test_absent_labels_edges_and_the_same_space_are_said(tmp_path):
+    problem = small_problem(seeds=60, pool=600, eval=200)
+    last = problem.label_ids[-1]
+    without = [[x for x in problem.evaluation.labels[i] if x != last] for i in range(200)]
+    seeds = [[x for x in problem.seeds.labels[i] if x != problem.label_ids[-2]] for i in range(60)]
+    values = {name: getattr(problem, name) for name in Problem.__dataclass_fields__}
+    values["evaluation"] = Side(problem.evaluation.vectors, WORLDS.coded(without), problem.evaluation.groups)
+    values["seeds"] = Side(problem.seeds.vectors, WORLDS.coded(seeds), problem.seeds.groups)
+    values |= {"same_space": True, "names": {last: "Yodel"}}
+    probe = probe_of(Problem(**values), tmp_path, penalties=[1e-6, 1e-7])
+    found = conclusions.find(probe, probe.run())
+    assert found["labels_not_in_evaluation"] == ["Yodel"]
+    warnings = "\n".join(found["warnings"])
+    assert "1 of 8 labels have no evaluation clip and count in no figure: Yodel" in warnings
+    assert "1 labels have no seed" in warnings
+    assert "is the largest tried" in warnings
+    assert "seeds: 1 labels are on none (or all) of its clips" in warnings
+    assert found["sentences"][0].startswith("same space: optimistic or pessimistic, not evidence")
+    assert found["counts"]["labels_evaluated"] == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"k": []}, "probe.k"),
+        ({"k": [0, 4]}, "at least 1"),
+        ({"draws": 1}, "probe.draws=1: at least 2"),
+        ({"penalties": [0.0]}, "numbers above 0"),
+        ({"folds": 1}, "probe.folds=1"),
+        ({"memory_bytes": -1}, "probe.memory_bytes"),
+    ],
+)
+def test_refused_values(changes, words):
+    with pytest.raises(ValueError, match=words.replace("[", r"\[")):
+        small_config(**changes)
+
+
+def test_more_neighbours_than_known_and_fewer_seeds_than_folds(tmp_path):
+    problem = small_problem(seeds=60, pool=600, eval=100)
+    with pytest.raises(UserError, match="only 20 neighbours a seed are known"):
+        probe_of(problem, tmp_path, k=[5, 21]).arms()
+    with pytest.raises(UserError, match="there are only 4 seeds"):
+        probe_of(small_problem(seeds=4, pool=600, eval=100), tmp_path)
+
+
+def test_a_large_table_is_judged_in_one_fold(tmp_path, monkeypatch):
+    probe = probe_of(small_problem(seeds=60, pool=600, eval=100), tmp_path)
+    assert probe.judge_for(probe.arms()) is Judge.all
+    monkeypatch.setattr("balance.probe.runner.JUDGE_ALL", 1000)
+    assert probe.judge_for(probe.arms()) is Judge.one
+    columns = probe.heldout_columns(Judge.one)
+    assert sorted(columns.labels.tolist()) == list(range(probe.num_labels))

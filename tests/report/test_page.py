@@ -1,0 +1,330 @@
+"""The page: its numbers against loops, the same bytes twice, and how it behaves in a real browser."""
+
+import csv
+import json
+import math
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from balance.config import DatasetConfig, ReportConfig, Settings
+from balance.curation.curate import curate
+from balance.curation.decontaminate import AugmentConfig, Copies, Removed
+from balance.pipeline import Prepared
+from balance.records import Facts, Failure, Index, Labels, Neighbours, Split
+from balance.report.page import Path, listening, render, write_report, write_sweep
+from balance.results.tables import summarise
+from balance.search.top_k import ArrayVectors
+from balance.stats import run_stats
+from balance.stats.labels import union_of
+from tests import browser
+
+NAMES = [f"/m/{i:02d}" for i in range(30)]
+ONTOLOGY = [
+    {"id": "/m/top", "name": "Everything", "child_ids": ["/m/00", "/m/mid"]},
+    {"id": "/m/mid", "name": "Middle <b>&", "child_ids": ["/m/01", "/m/02", "/m/00"]},
+    *({"id": name, "name": f"A sound called {name} & more $x$", "child_ids": []} for name in NAMES),
+]
+
+
+def make_split(prefix, n, rng, folder):
+    ids = [f"{'-' if i % 3 == 0 else ''}{prefix}{i:04d}<i>" for i in range(n)]
+    sets = [rng.permutation(NAMES)[: rng.integers(0, 4)].tolist() for _ in range(n)]
+    frames = [
+        {"id": x, "dir": "d", "aclip": ["p0.wav"], "frame": ["p0.3_0.jpg", "p0.3_1.jpg", "p0.3_2.jpg"]} for x in ids
+    ]
+    index = Index(
+        file="x.csv",
+        ids=pa.array(ids),
+        paths=pa.array([f"d/aclip/{x}.p0.wav" for x in ids]),
+        labels=Labels.of(sets),
+        lines=pa.array([json.dumps(x).encode() for x in frames], pa.large_binary()),
+    )
+    facts = Facts(
+        rng.choice([8000, 44100], n).astype(np.int32),
+        np.full(n, 80000),
+        np.where(np.arange(n) == 1, -np.inf, -20).astype(np.float32),
+        rng.integers(0, 256, (n, 20)).astype(np.uint8),
+    )
+    (folder / "d/frame").mkdir(parents=True, exist_ok=True)
+    for x in ids[::2]:
+        (folder / f"d/frame/{x}.p0.3_1.jpg").write_bytes(JPEG)
+    return Split(index, np.arange(n), ArrayVectors(np.ones((n, 4), np.float32)), facts)
+
+
+JPEG = bytes.fromhex(
+    "ffd8ffe000104a46494600010100000100010000ffdb004300080606070605080707070909080a0c140d0c0b0b0c1912130f141d1a1f1e1d1a"
+    "1c1c20242e2720222c231c1c2837292c30313434341f27393d38323c2e333432ffc0000b080001000101011100ffc4001f0000010501010101"
+    "010100000000000000000102030405060708090a0bffc400b5100002010303020403050504040000017d010203000411051221314106135161"
+    "07227114328191a1082342b1c11552d1f02433627282090a161718191a25262728292a3435363738393a434445464748494a53545556575859"
+    "5a636465666768696a737475767778797a838485868788898a92939495969798999aa2a3a4a5a6a7a8a9aab2b3b4b5b6b7b8b9bac2c3c4c5c6"
+    "c7c8c9cad2d3d4d5d6d7d8d9dae1e2e3e4e5e6e7e8e9eaf1f2f3f4f5f6f7f8f9faffda0008010100003f00fbd3ffd9"
+)
+K = 8
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    root = tmp_path_factory.mktemp("root with ümlaut & <x>")
+    (root / "ontology.json").write_text(json.dumps(ONTOLOGY))
+    rng = np.random.default_rng(0)
+    seeds, pool = make_split("s", 40, rng, root), make_split("p", 300, rng, root)
+    weights = rng.random(300) ** 4
+    rows = np.stack([rng.choice(300, 20, replace=False, p=weights / weights.sum()) for _ in range(40)])
+    neighbours = Neighbours(
+        np.arange(40), rows.astype(np.int32), -np.sort(-rng.random((40, 20)), axis=1).astype(np.float32)
+    )
+    config = AugmentConfig(copies=Copies.exact, budget=120)
+    prepared = Prepared(
+        splits={"seeds": seeds, "pool": pool},
+        failures=(Failure("x", "pool", "x.mp3", "missing", ""),),
+        ontology={x["id"]: x["name"] for x in ONTOLOGY},
+        fingerprint="f",
+        identity="",
+        device="cpu",
+        precision="float32",
+        precision_report=None,
+        inputs={},
+        times_s={},
+        settings=Settings(k=K, dataset=DatasetConfig(root=str(root)), augment=config, num_workers=1),
+        leaks=Removed.of(np.array([5]), "leak_id", pa.array(["e<1>"])),
+        eligible=np.arange(300),
+        neighbours=neighbours,
+    )
+    curated = curate(config, seed=1, seeds=seeds, pool=pool, eligible=prepared.eligible, neighbours=neighbours.top(K))
+    return prepared, curated, summarise(prepared, K, curated.union)
+
+
+@pytest.fixture(scope="module")
+def page(run, tmp_path_factory):
+    prepared, curated, summary = run
+    folder = tmp_path_factory.mktemp("run")
+    return write_report(folder, prepared=prepared, k=K, curated=curated, summary=summary)
+
+
+def test_same_bytes_twice_and_small(run, page, tmp_path):
+    prepared, curated, summary = run
+    again = write_report(tmp_path, prepared=prepared, k=K, curated=curated, summary=summary)
+    assert again.read_bytes() == page.read_bytes()
+    assert len(page.read_bytes()) < 5_000_000
+    assert not [x for x in page.parent.iterdir() if x != page]
+
+
+def test_text_is_escaped_and_pairs_are_there(page):
+    text = page.read_text()
+    assert "<i>" not in text
+    assert "&lt;i&gt;" in text
+    assert "e&lt;1&gt;" in text
+    assert "Beyond the budget" in text
+
+
+def test_media_links(run, page):
+    prepared, _, _ = run
+    text = page.read_text()
+    assert text.count('<audio controls preload="none" src="file:///') == text.count("<audio")
+    assert "p0.3_1.jpg" in text
+    elsewhere = listening.base_url("https://example.org/a b/", prepared.seeds.index.file)
+    assert elsewhere == "https://example.org/a b/"
+    settings = prepared.settings
+    settings.report = ReportConfig(media_base="https://example.org/media")
+    moved = render(prepared, K, run[1], run[2])
+    settings.report = ReportConfig()
+    assert 'src="https://example.org/media/d/aclip/' in moved
+    assert 'src="file:' not in moved
+
+
+def test_ancestors_against_loops():
+    parents = {"a": ["b"], "b": ["c", "d"], "d": ["e"], "x": ["x2"], "e": ["b"]}
+    labels = Labels.of([("a",), (), ("d", "x"), ("z", "a")])
+    got = run_stats.with_ancestors(labels, parents)
+    expected = [{"a", "b", "c", "d", "e"}, set(), {"d", "e", "b", "c", "x", "x2"}, {"z", "a", "b", "c", "d", "e"}]
+    assert [set(got[i]) for i in range(4)] == expected
+
+
+def test_parents_of_an_ontology(run):
+    root = run[0].settings.dataset.root
+    parents = run_stats.read_parents(Path(root) / "ontology.json")
+    assert parents["/m/00"] == ["/m/top", "/m/mid"]
+    assert run_stats.read_parents(None) == {}
+
+
+def test_measurements_against_loops(run):
+    prepared, curated, _ = run
+    parents = {"/m/00": ["/m/mid"], "/m/01": ["/m/mid"]}
+    seeds, pool = prepared.seeds, prepared.pool
+    found = run_stats.measure(
+        splits=prepared.splits,
+        eligible=prepared.eligible,
+        neighbours=prepared.neighbours,
+        k=K,
+        curated=curated,
+        ontology=prepared.ontology,
+        parents=parents,
+    )
+    rows = prepared.neighbours.pool_rows[:, :K].tolist()
+    mine = [set(seeds.index.labels[i]) for i in range(40)]
+    theirs = [set(pool.index.labels[i]) for i in range(300)]
+    up = (
+        [{"/m/mid"} if x & set(parents) else set() for x in mine],
+        [{"/m/mid"} if x & set(parents) else set() for x in theirs],
+    )
+    for r in range(K):
+        raw = [len(mine[s] & theirs[rows[s][r]]) / len(mine[s]) for s in range(40) if mine[s]]
+        full = [
+            len((mine[s] | up[0][s]) & (theirs[rows[s][r]] | up[1][rows[s][r]])) / len(mine[s] | up[0][s])
+            for s in range(40)
+            if mine[s]
+        ]
+        lifts = []
+        for name in set().union(*mine):
+            with_it = [s for s in range(40) if name in mine[s]]
+            share = np.mean([name in x for x in theirs])
+            lifts.append(np.mean([name in theirs[rows[s][r]] for s in with_it]) / share)
+        assert found["labels_by_rank"]["raw"][r] == pytest.approx(np.mean(raw))
+        assert found["labels_by_rank"]["ancestors"][r] == pytest.approx(np.mean(full))
+        assert found["labels_by_rank"]["lift"][r] == pytest.approx(np.mean(lifts))
+    times = Counter(x for row in rows for x in row)
+    assert found["hubs"]["top"][0]["times"] == max(times.values())
+    every = np.array([times[i] for i in range(300)])
+    assert found["hubs"]["skewness"] == pytest.approx(((every - every.mean()) ** 3).mean() / every.std() ** 3)
+    assert found["hubs"]["never"] == int((every == 0).sum())
+    assert dict(zip(found["hubs"]["times"].tolist(), found["hubs"]["clips"].tolist(), strict=True)) == Counter(
+        times.values()
+    )
+    rate_a, rate_b = seeds.facts.sample_rate, pool.facts.sample_rate
+    same = np.mean([rate_a[s] == rate_b[x] for s in range(40) for x in rows[s]])
+    assert found["rates"]["same"] == pytest.approx(same)
+    assert found["rates"]["chance"] == pytest.approx(np.mean(rate_a[:, None] == rate_b[None]))
+    union = {x for row in prepared.neighbours.pool_rows.tolist() for x in row}
+    assert found["saturation"]["union"][-1] == len(union)
+    after = Counter(x for s in mine for x in s)
+    after.update(x for row in curated.union.pool_rows.tolist() for x in theirs[row])
+    table = {row["id"]: (row["before"], row["after"]) for row in found["balance"]["rows"]}
+    assert table == {n: (sum(n in s for s in mine), after[n]) for n in table}
+    shares = np.array(list(after.values())) / sum(after.values())
+    assert found["balance"]["effective"][1] == pytest.approx(math.exp(-(shares * np.log(shares)).sum()))
+
+
+def test_gini_against_all_pairs():
+    counts = np.array([0, 3, 9, 1, 1])
+    expected = np.abs(counts[:, None] - counts[None]).mean() / (2 * counts.mean())
+    assert run_stats.gini(counts) == pytest.approx(expected)
+    assert run_stats.gini(np.zeros(3, dtype=np.int64)) is None
+
+
+def test_listening_takes_the_best_and_the_worst(run):
+    prepared, _, _ = run
+    measured = [
+        np.mean([len(a & set(prepared.pool.index.labels[x])) / len(a) for x in prepared.neighbours.pool_rows[s, :K]])
+        if (a := set(prepared.seeds.index.labels[s]))
+        else math.nan
+        for s in range(40)
+    ]
+    parts = listening.choose(
+        prepared.seeds,
+        prepared.pool,
+        prepared.neighbours.top(K),
+        np.array(measured),
+        names={},
+        base="file:///",
+        media=Path("/nowhere"),
+        seed=1,
+    )
+    ids = prepared.seeds.index.ids.to_pylist()
+    by_part = {part["title"]: [measured[ids.index(group[0]["id"])] for group in part["groups"]] for part in parts}
+    known = sorted(x for x in measured if not math.isnan(x))
+    assert by_part["Best label agreement"] == known[::-1][:4]
+    assert by_part["Worst label agreement"] == known[:4]
+    seen = [group[0]["id"] for part in parts for group in part["groups"]]
+    assert len(seen) == len(set(seen)) == 12
+    first = parts[0]["groups"][0]
+    assert [x["rank"] for x in first[1:]] == [1, 2, 3, 4, 5]
+    assert all(not clip["frame"] for clip in first)  # no such files there
+
+
+def test_a_run_without_labels_or_media(run, tmp_path):
+    prepared, _, _ = run
+    bare = {
+        name: Split(
+            Index(file="x", ids=s.index.ids, paths=s.index.paths, labels=Labels.of([()] * len(s.index))),
+            s.embedded,
+            s.vectors,
+            None,
+        )
+        for name, s in prepared.splits.items()
+    }
+    fields = {f: getattr(prepared, f) for f in prepared.__dataclass_fields__} | {"splits": bare, "failures": ()}
+    nothing = Prepared(**fields)
+    curated = curate(
+        AugmentConfig(),
+        seed=1,
+        seeds=bare["seeds"],
+        pool=bare["pool"],
+        eligible=prepared.eligible,
+        neighbours=prepared.neighbours.top(1),
+    )
+    summary = summarise(nothing, 1, union_of(prepared.neighbours.top(1)))
+    text = render(nothing, 1, curated, summary)
+    assert "No seed has labels." in text
+    assert "given without media" in text
+
+
+def test_sweep(run, page, tmp_path):
+    _, _, summary = run
+    for name, k in (("k=32", 32), ("k=8", 8), ("k=100", 100)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps({**summary, "k": k, "label_recall": None}))
+    (tmp_path / "k=8/report.html").write_bytes(page.read_bytes())
+    written = write_sweep(tmp_path)
+    assert [path.name for path in written] == ["sweep.csv", "report.html"]
+    rows = list(csv.DictReader((tmp_path / "sweep.csv").read_text().splitlines()))
+    assert [row["k"] for row in rows] == ["8", "32", "100"]
+    assert float(rows[0]["label_agreement"]) == summary["label_agreement"]
+    assert rows[0]["label_recall"] == ""
+    assert (tmp_path / "report.html").read_text().count("<a href=") == 1
+    first = written[1].read_bytes()
+    write_sweep(tmp_path)
+    assert written[1].read_bytes() == first
+    assert write_sweep(page.parent) == []
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    if browser.PROGRAM is None:
+        pytest.skip("no Chromium here (Debian: apt-get install chromium)")
+    with browser.Browser(tmp_path_factory.mktemp("profile")) as one:
+        yield one
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_in_chromium(chromium, page, width, dark):
+    chromium.open(page.as_uri(), width, dark=dark)
+    chromium.evaluate("document.querySelectorAll('details').forEach(x => x.open = true)")
+    assert chromium.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    # nothing sticks out of the page but inside a region that scrolls by itself
+    outside = """[...document.querySelectorAll('body *')].filter(x => !x.closest('.scroll') &&
+        x.getBoundingClientRect().right > document.documentElement.clientWidth + 1).length"""
+    assert chromium.evaluate(outside) == 0
+    assert chromium.messages == []
+    assert [url for url in chromium.requests if not url.startswith(("file:", "data:"))] == []
+    ink, paper = chromium.evaluate(
+        "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+        ".map(x => x.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0))"
+    )
+    assert (ink > paper) == dark
+
+
+def test_every_control_has_a_name_and_ids_are_unique(chromium, page):
+    chromium.open(page.as_uri(), 1280)
+    nameless = """[...document.querySelectorAll('audio, svg[role=img], .scroll')]
+        .filter(x => !x.getAttribute('aria-label')).length + [...document.querySelectorAll('img:not([alt])')].length"""
+    assert chromium.evaluate(nameless) == 0
+    assert chromium.evaluate("document.querySelectorAll('svg[role=img]').length") == 6
+    ids = "[...document.querySelectorAll('[id]')].map(x => x.id)"
+    assert chromium.evaluate(f"{ids}.length == new Set({ids}).size")
+    assert chromium.evaluate(
+        "[...document.querySelectorAll('a[href^=\"#\"]')].every(x => document.querySelector(x.hash))"
+    )
