@@ -1,100 +1,62 @@
-"""Every key of the configuration, typed, in one place; the only module besides the entry points that knows Hydra.
+"""The whole configuration: every package's own keys composed, and Hydra's answer turned into it once, at the door.
 
-The components' own dataclasses are composed into `Settings`. `settings_from` turns Hydra's DictConfig into it once, at
-the door; nothing further in sees a DictConfig.
+Keys, defaults and checks are defined beside what they configure (`data/config.py`, `search/config.py`, …). Nothing
+further in sees a DictConfig, and a stage receives its own keys, not these `Settings`. The `conf/` folder lies inside
+an installed package and at the top of a checkout; `conf/local/` of the working directory is found from both.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from balance.curation.decontaminate import AugmentConfig
-from balance.data.formats import ColumnsConfig, Format
-from balance.encoders.vipant import EncoderConfig
-from balance.records import UserError
-from balance.search.top_k import SearchConfig
+from balance import help
+from balance.curation.config import AugmentConfig
+from balance.data.config import DatasetConfig, IndexConfig, MediaSource
+from balance.embed.config import EmbedConfig
+from balance.encoders.config import EncoderConfig
+from balance.errors import UserError
+from balance.probe.config import ProbeConfig
+from balance.report.config import ReportConfig
+from balance.runtime.command import errors_for_people
+from balance.runtime.keys import key
+from balance.search.config import SearchConfig
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
-
-
-@dataclass(kw_only=True, slots=True)
-class DatasetConfig:
-    """Which index files and media; see the table in the README."""
-
-    name: str = "audioset"
-    format: Format = Format.vipant
-    root: str | None = None
-    media: str | None = None
-    balanced: str = "balanced_train_segments"
-    unbalanced: str = "unbalanced_train_segments"
-    eval: str | None = "eval_segments"
-    ontology: str | None = None
-    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
-
-    def __post_init__(self) -> None:
-        if not self.name or "/" in self.name or self.name.startswith("."):
-            raise ValueError(f"dataset.name={self.name}: a name for folders, without slashes")
+_PACKAGE = Path(__file__).resolve().parent
+CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
 
 
 @dataclass(kw_only=True, slots=True)
-class ReportConfig:
-    """media_base: where the page's audio links point instead of `dataset.media` (a path or a URL)."""
+class Settings(EmbedConfig):
+    """The whole configuration of a run. The embedding stage's keys stand at the top, as the contract has them."""
 
-    media_base: str | None = None
-
-
-@dataclass(kw_only=True, slots=True)
-class Settings:
-    """The whole configuration of a run."""
-
-    k: int = 100
-    seed: int = 1213
+    k: int = key(100, "neighbours per seed", common=True)
+    seed: int = key(1213, "every random choice", common=True)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
-    max_failures: float = 0.01
-    max_missing: float = 0.01
-    num_workers: int | None = None
-    num_processes: int | str = "auto"
-    queue_bytes: int = 1 << 30
-    clip_timeout_s: float = 60.0
-    retry_failures: bool = False
-    refresh: bool = False
-    cache_dir: str = "outputs/cache"
+    cache_dir: str = key("outputs/cache", "embeddings and neighbours, shared by all runs and users", common=True)
 
     def __post_init__(self) -> None:
+        EmbedConfig.__post_init__(self)
         if self.k < 1:
-            raise ValueError(f"k={self.k}: the number of neighbours a seed is at least 1")
+            raise ValueError(f"k={self.k}: the number of neighbours per seed is at least 1")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed}: a whole number from 0 on")
-        for name in ("max_failures", "max_missing"):
-            share = getattr(self, name)
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name}={share}: a share between 0 and 1, such as {name}=0.05")
-        if self.num_workers is None:
-            self.num_workers = available_cores()
-        if self.num_workers < 1:
-            raise ValueError(f"num_workers={self.num_workers}: at least 1")
-        if isinstance(self.num_processes, str) and self.num_processes != "auto":
-            raise ValueError(f"num_processes={self.num_processes}: auto, or a number of encoder processes")
-        if isinstance(self.num_processes, int) and self.num_processes < 1:
-            raise ValueError(f"num_processes={self.num_processes}: at least 1")
-        if self.queue_bytes < 1 << 20:
-            raise ValueError(f"queue_bytes={self.queue_bytes}: at least 1048576 (1 MiB)")
-        if not 0 < self.clip_timeout_s <= 86_400:
-            raise ValueError(
-                f"clip_timeout_s={self.clip_timeout_s}: seconds that a clip may take to decode, up to 86400"
-            )
         if not self.cache_dir:
             raise ValueError("cache_dir is empty: a folder for embeddings and neighbours, such as outputs/cache")
 
@@ -118,38 +80,44 @@ class Settings:
         return Path(self.dataset.media or self.root).expanduser().absolute()
 
     @property
+    def media(self) -> MediaSource:
+        """Where the clips' bytes lie."""
+        return MediaSource(root=self.media_root, format=self.dataset.format, columns=self.dataset.columns)
+
+    @property
     def is_demo(self) -> bool:
         """Whether this is the generated data set, which always lives in `{cache_dir}/demo`."""
         return self.dataset.root is not None and Path(self.dataset.root) == self.cache / "demo"
 
 
-def available_cores() -> int:
-    """The cores that this process may use: affinity, cgroup quota, `SLURM_CPUS_PER_TASK`; the least of them."""
-    cores = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores.append(max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass  # no cgroup v2, or no quota ("max")
-    slurm = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    if slurm.isdigit():
-        cores.append(max(1, int(slurm)))
-    return min(cores)
+@dataclass(kw_only=True, slots=True)
+class ProbeSettings(Settings):
+    """A run's configuration and the probe's own."""
+
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+
+
+@dataclass(kw_only=True, slots=True)
+class IndexSettings:
+    """The whole configuration of `python -m balance.index`."""
+
+    index: IndexConfig = field(default_factory=IndexConfig)
+
+
+SCHEMAS = {"run": Settings, "probe": ProbeSettings, "index": IndexSettings}
+
+
+def register() -> None:
+    """Tell Hydra the typed schema of each command (`conf/*.yaml` name theirs first in their defaults lists)."""
+    for name, schema in SCHEMAS.items():
+        ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+    # With microseconds it makes run directories unique.
+    OmegaConf.register_new_resolver("run_pid", os.getpid, replace=True)
 
 
 def as_omegaconf(values: dict[str, Any]) -> DictConfig:
     """The form in which published checkpoints pickle their configuration."""
     return OmegaConf.create(values)
-
-
-def register(name: str, schema: type) -> None:
-    """Register a command's typed schema, which `conf/<name>.yaml` names first in its defaults list."""
-    ConfigStore.instance().store(name=f"{name}_schema", node=schema)
-
-
-def register_resolvers() -> None:
-    """`${run_pid:}`: with microseconds it makes run directories unique."""
-    OmegaConf.register_new_resolver("run_pid", os.getpid, replace=True)
 
 
 def settings_from(config: DictConfig) -> Any:
@@ -158,9 +126,9 @@ def settings_from(config: DictConfig) -> Any:
     `dataset=demo` keeps of `dataset.*` and `encoder.checkpoint` only what was typed on the command line: paths that
     `conf/local/default.yaml` sets for a real data set do not reach the demo.
     """
-    hydra = HydraConfig.get()
-    typed = {override.lstrip("+").split("=", 1)[0] for override in hydra.overrides.task}
-    demo_data, demo_encoder = (hydra.runtime.choices.get(group) == "demo" for group in ("dataset", "encoder"))
+    composed = HydraConfig.get()
+    typed = {override.lstrip("+").split("=", 1)[0] for override in composed.overrides.task}
+    demo_data, demo_encoder = (composed.runtime.choices.get(group) == "demo" for group in ("dataset", "encoder"))
     if demo_encoder and not demo_data:
         raise UserError(
             "encoder=demo has random weights and belongs to dataset=demo only; "
@@ -178,14 +146,14 @@ def settings_from(config: DictConfig) -> Any:
 
 
 def _demo(config: DictConfig, typed: set[str], demo_encoder: bool) -> DictConfig:
-    for key in ("dataset.root", "dataset.media", *(["encoder.checkpoint"] if demo_encoder else [])):
-        if key in typed:
-            raise UserError(f"dataset=demo makes its own files in {config.cache_dir}/demo: leave out {key}=…")
+    for name in ("dataset.root", "dataset.media", *(["encoder.checkpoint"] if demo_encoder else [])):
+        if name in typed:
+            raise UserError(f"dataset=demo makes its own files in {config.cache_dir}/demo: leave out {name}=…")
     root = Path(config.cache_dir).expanduser().absolute() / "demo"
     fresh = OmegaConf.structured(DatasetConfig(name="demo", root=str(root), media=str(root)))
-    for key in DatasetConfig.__dataclass_fields__:
-        if f"dataset.{key}" in typed or any(name.startswith(f"dataset.{key}.") for name in typed):
-            fresh[key] = config.dataset[key]
+    for name in DatasetConfig.__dataclass_fields__:
+        if f"dataset.{name}" in typed or any(given.startswith(f"dataset.{name}.") for given in typed):
+            fresh[name] = config.dataset[name]
     config = config.copy()
     config.dataset = fresh
     if demo_encoder:
@@ -193,3 +161,56 @@ def _demo(config: DictConfig, typed: set[str], demo_encoder: bool) -> DictConfig
     elif "encoder.checkpoint" not in typed:
         config.encoder.checkpoint = None
     return config
+
+
+def _absolute(settings: Settings) -> Settings:
+    """The settings with their folders and files absolute: questions asked later come from any working directory."""
+
+    def path(value: str | None) -> str | None:
+        return None if value is None else str(Path(value).expanduser().absolute())
+
+    def index(value: str) -> str:
+        return str(Path(value).expanduser().absolute()) if "/" in value else value
+
+    given = settings.dataset
+    dataset = replace(
+        given,
+        root=path(given.root),
+        media=path(given.media),
+        ontology=path(given.ontology),
+        balanced=index(given.balanced),
+        unbalanced=index(given.unbalanced),
+        eval=None if given.eval is None else index(given.eval),
+    )
+    encoder = replace(settings.encoder, checkpoint=path(settings.encoder.checkpoint))
+    return replace(settings, dataset=dataset, encoder=encoder, cache_dir=str(settings.cache))
+
+
+def as_plain(settings: Settings) -> dict[str, Any]:
+    """The settings as JSON values, enums by their names and paths absolute, for the manifest."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(_absolute(settings)), default=lambda member: member.value))
+    return plain
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Where a job's files go. sweep: the root of the sweep that it belongs to, else None."""
+
+    folder: Path
+    sweep: Path | None
+
+
+def run_command(name: str, job: Callable[[Any, Job], None]) -> None:
+    """Compose a command's configuration as typed and run `job(settings, where)` once, or for each job of a sweep."""
+    if sys.argv[1:] in (["--help"], ["-h"], ["--help", "all"]):
+        print(help.text(name, SCHEMAS[name], CONF, every_key=sys.argv[-1] == "all"))
+        return
+    register()
+
+    def task(config: DictConfig) -> None:
+        with errors_for_people():
+            hydra_config = HydraConfig.get()
+            sweep = Path(hydra_config.sweep.dir) if hydra_config.mode == RunMode.MULTIRUN else None
+            job(settings_from(config), Job(Path(hydra_config.runtime.output_dir), sweep))
+
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()

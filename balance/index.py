@@ -1,45 +1,28 @@
-"""`python -m balance.index`: official segment lists and a media folder -> VIP-ANT index files.
-
-Composes the configuration, hands it to `balance.data.build_index`, prints its inventory.
-"""
+"""`python -m balance.index`: official segment lists and a media folder -> VIP-ANT index files."""
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass, field
-from pathlib import Path
-
-import hydra
-from omegaconf import DictConfig
-
-from balance.config import CONF, register, register_resolvers, settings_from
-from balance.data import build_index, splits
 from balance.runtime import command
 
-log = logging.getLogger(__name__)
 
+def main() -> None:
+    """One indexing; prints its inventory."""
+    from balance import config
 
-@dataclass(kw_only=True, slots=True)
-class IndexSettings:
-    """The whole configuration of the command."""
+    def job(settings: config.IndexSettings, _: config.Job) -> None:
+        import logging
+        from pathlib import Path
 
-    index: build_index.IndexConfig = field(default_factory=build_index.IndexConfig)
+        from balance.data import build_index
+        from balance.data.ontology import read_ontology
 
-
-register("index", IndexSettings)
-register_resolvers()
-
-
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="index")
-def main(config: DictConfig) -> None:
-    """One indexing."""
-    with command.errors_for_people():
-        settings: IndexSettings = settings_from(config)
         names: dict[str, str] = {}
         if settings.index.media is not None:
-            names, _ = splits.read_ontology(None, Path(settings.index.media).expanduser())
+            names, _file = read_ontology(None, Path(settings.index.media).expanduser())
         for line in build_index.build(settings.index, ontology=names):
-            log.info("%s", line)
+            logging.getLogger(__name__).info("%s", line)
+
+    config.run_command("index", job)
 
 
 if __name__ == "__main__":

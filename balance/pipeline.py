@@ -1,8 +1,8 @@
-"""The story of a run: index files -> checkpoint -> inventory -> embeddings -> neighbours.
+"""The story of a run, top to bottom: indexes -> media -> embeddings -> neighbours -> curation -> files.
 
-`prepare` does every stage that is not yet done and gives what all later questions need (outputs, report, probe). Its
-files lie in the cache: `{cache_dir}/embeddings/{dataset.name}-{fingerprint}/` and `{cache_dir}/neighbours/`. What does
-not depend on k is kept between the jobs of a sweep, which run one after another in one process: a further k is a slice.
+`run` is the main job; `prepare`, its first half, also serves the probe. What lasts lies in the cache,
+`{cache_dir}/embeddings/{dataset.name}-{fingerprint}/` and `{cache_dir}/neighbours/`, so that a stage that is done is
+not done again. A sweep's jobs run one after another in one process and share a `Kept`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,180 +21,150 @@ import pyarrow.compute as pc
 import torch
 from tqdm import tqdm
 
-from balance.audio.fbank import FrontEnd
-from balance.config import Settings, as_omegaconf
-from balance.curation import decontaminate
+from balance import preflight
+from balance.config import Settings, as_omegaconf, as_plain
+from balance.curation import curate, decontaminate
 from balance.curation.acoustic import AcousticCopies
-from balance.data import formats, precomputed
-from balance.data.formats import Format
-from balance.data.splits import check_indexes, check_k, input_hashes, read_ontology, read_splits
+from balance.curation.config import AugmentConfig, Copies, Leaks
+from balance.data import formats, precomputed, splits
+from balance.data.config import Format
+from balance.data.ontology import ontology_file, read_ontology, read_parents
 from balance.data.vipant_index import NoSuchIndex
-from balance.demo import sounds
-from balance.embed.checks import PrecisionReport
-from balance.embed.stage import decode_settings, embed_media
-from balance.encoders.checkpoint import TowerConfig, read_checkpoint, write_random_checkpoint
-from balance.encoders.vipant import resolve_device
-from balance.records import Failure, Index, Int64, Neighbours, SomeVectors, Split, UserError
+from balance.demo.checkpoint import ensure_demo
+from balance.embed.stage import embed_media
+from balance.encoders.checkpoint import read_checkpoint
+from balance.encoders.device import resolve_device
+from balance.errors import UserError
+from balance.prepared import Embedded, Prepared
+from balance.records import Index, Int64, Neighbours, SomeVectors, Split
+from balance.report import page
+from balance.results import console, curation_files, tables
+from balance.results.train_root import write_train_root
+from balance.runtime import files
 from balance.search.top_k import cached_search, load
 
-log = logging.getLogger(__name__)
+
+class Kept:
+    """What the jobs of a sweep share: the last run up to its embeddings, and the settings that it belongs to."""
+
+    def __init__(self) -> None:
+        self._key = ""
+        self._embedded: Embedded | None = None
+
+    def get(self, settings: Settings) -> Embedded | None:
+        """The embeddings of settings that differ in `k` and `augment` alone; None where there are none."""
+        return self._embedded if self._key == self._key_of(settings) else None
+
+    def put(self, settings: Settings, embedded: Embedded) -> None:
+        self._key, self._embedded = self._key_of(settings), embedded
+
+    @staticmethod
+    def _key_of(settings: Settings) -> str:
+        beside = dataclasses.replace(settings, k=1, augment=AugmentConfig())
+        return json.dumps(dataclasses.asdict(beside), default=str, sort_keys=True)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Loaded:
-    """A run up to the embeddings: what does not depend on k.
-
-    splits: `seeds`, `pool` and, where it was found, `eval`; failures: of all splits, in the order of failures.jsonl;
-    ontology: label id -> name; fingerprint: of the embeddings (hex); identity: changes when their bytes do; inputs:
-    path -> sha256 of the files read; times_s: seconds of each stage.
-    """
-
-    splits: Mapping[str, Split]
-    failures: tuple[Failure, ...]
-    ontology: Mapping[str, str]
-    fingerprint: str
-    identity: str
-    device: str
-    precision: str
-    precision_report: PrecisionReport | None
-    inputs: Mapping[str, str]
-    times_s: Mapping[str, float]
+def run(settings: Settings, folder: Path, kept: Kept | None = None) -> None:
+    """The whole job into `folder`. Raises UserError, OSError."""
+    started = time.monotonic()
+    prepared = prepare(settings, kept or Kept())
+    seeds, pool = prepared.seeds, prepared.pool
+    neighbours = prepared.neighbours.top(settings.k)
+    curated = curate.curate(
+        settings.augment,
+        seed=settings.seed,
+        seeds=seeds,
+        pool=pool,
+        eligible=prepared.eligible,
+        neighbours=neighbours,
+        acoustic=_acoustic_copies(settings, prepared.embedded),
+    )
+    _write(settings, folder, prepared, neighbours, curated, started)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Prepared(Loaded):
-    """A run up to the neighbours.
-
-    leaks: pool clips kept out as copies of evaluation clips; eligible: (e,) int64 pool rows that may be neighbours,
-    ascending; neighbours: at max(k, search.k_cache), at most the eligible pool.
-    """
-
-    settings: Settings
-    leaks: decontaminate.Removed
-    eligible: Int64
-    neighbours: Neighbours
-
-    @property
-    def seeds(self) -> Split:
-        return self.splits["seeds"]
-
-    @property
-    def pool(self) -> Split:
-        return self.splits["pool"]
-
-    @property
-    def eval(self) -> Split | None:
-        return self.splits.get("eval")
-
-
-# The published shape in small; 5 s, the longest demo clip.
-_DEMO_TOWER = TowerConfig(
-    width=128, num_layers=2, dim=64, patch=(32, 32), stride=(16, 24), max_frames=500, num_mel_bins=128
-)
-_DEMO_FRONT_END = FrontEnd(max_frames=500, num_mel_bins=128, mean=-4.93839311, std=5.75751113, zero_mean=True)
-
-_kept: dict[str, Loaded] = {}
-
-
-def prepare(settings: Settings) -> Prepared:
+def prepare(settings: Settings, kept: Kept) -> Prepared:
     """Every stage up to the neighbours, or what is left of it. Raises UserError, OSError."""
-    beside = dataclasses.replace(settings, k=1, augment=decontaminate.AugmentConfig())
-    key = json.dumps(asdict(beside), default=str, sort_keys=True)
-    if key not in _kept:
-        _kept.clear()
-        _kept[key] = _load(settings)
-    loaded = _kept[key]
     started = time.monotonic()
-    seeds, pool = loaded.splits["seeds"], loaded.splits["pool"]
-    leaks = decontaminate.find_leaks(
-        settings.augment, pool, loaded.splits.get("eval"), acoustic_copies(settings, loaded)
-    )
-    excluded = np.asarray(
-        pc.is_in(pool.index.ids, value_set=seeds.index.ids).to_numpy(zero_copy_only=False), dtype=bool
-    ).copy()
-    excluded[leaks.rows] = True
-    may_be = np.flatnonzero(~excluded[pool.embedded])
-    eligible = pool.embedded[may_be]
-    check_k(
-        settings.k,
-        len(eligible),
-        f"that can be neighbours ({len(pool.index):,} listed, {len(pool.embedded):,} embedded, of these "
-        f"{int(excluded[pool.embedded].sum()):,} excluded as seeds or copies of evaluation clips)",
-    )
-    bar = tqdm(total=len(eligible), desc="search", unit=" clips", leave=False, disable=not sys.stderr.isatty())
-
-    def progress(done: int, _: int) -> None:
-        bar.update(done - bar.n)
-
-    positions, similarities = cached_search(
-        settings.cache,
-        _neighbours_key(loaded, eligible),
-        load(seeds.vectors),
-        SomeVectors(pool.vectors, may_be),
-        settings.k,
-        settings.search,
-        device=torch.device(loaded.device),
-        progress=progress,
-    )
-    bar.close()
-    neighbours = Neighbours(seeds.embedded, eligible.astype(np.int32)[positions], similarities)
-    values = {f.name: getattr(loaded, f.name) for f in dataclasses.fields(Loaded)}
-    values["times_s"] = {**loaded.times_s, "search_s": time.monotonic() - started}
-    return Prepared(**values, settings=settings, leaks=leaks, eligible=eligible, neighbours=neighbours)
-
-
-def acoustic_copies(settings: Settings, loaded: Loaded) -> AcousticCopies | None:
-    """What finds copies by their sound, where the configuration asks for it and there is sound."""
-    asked = (
-        decontaminate.Leaks.acoustic is settings.augment.leaks
-        or decontaminate.Copies.acoustic is settings.augment.copies
-    )
-    if not asked or settings.dataset.format is Format.embeddings:
-        return None
-    return AcousticCopies(
-        decode_settings(settings, _DEMO_FRONT_END),
-        threshold=settings.augment.copy_threshold,
-        num_workers=settings.num_workers or 1,
-        clip_timeout_s=settings.clip_timeout_s,
-        search=settings.search,
-        device=torch.device(loaded.device),
-    )
-
-
-def _neighbours_key(loaded: Loaded, eligible: Int64) -> str:
-    seeds, pool = loaded.splits["seeds"], loaded.splits["pool"]
-    digest = hashlib.sha256(f"{loaded.fingerprint} {loaded.identity}\n".encode())
-    for index, rows in ((seeds.index, seeds.embedded), (pool.index, eligible)):
-        for column in (index.ids, index.paths):
-            digest.update("\n".join(column.take(pa.array(rows)).to_pylist()).encode("utf-8", "surrogateescape") + b"\0")
-    return digest.hexdigest()[:32]
-
-
-def _load(settings: Settings) -> Loaded:
-    started = time.monotonic()
-    if settings.is_demo:
-        _ensure_demo(settings)
-    if not settings.root.is_dir():
-        raise UserError(f"dataset.root={settings.root}: there is no such folder; type the folder with the index files")
-    device = resolve_device(settings.encoder.device)
-    own_vectors = settings.dataset.format is Format.embeddings
-    loaded = _load_vectors(settings, device) if own_vectors else _load_media(settings, device)
+    embedded = kept.get(settings)
+    if embedded is None:
+        embedded = _embed(settings)
+        kept.put(settings, embedded)
+        times_s = {**embedded.times_s, "load_s": time.monotonic() - started}
+    else:
+        _check(settings, {name: split.index for name, split in embedded.splits.items()})
+        times_s = {"load_s": time.monotonic() - started}
     for split in ("seeds", "pool"):
-        if not len(loaded.splits[split].embedded):
+        if not len(embedded.splits[split].embedded):
             raise UserError(f"no clip of the {split} has an embedding: there is nothing to search")
-    return dataclasses.replace(loaded, times_s={**loaded.times_s, "load_s": time.monotonic() - started})
+
+    started = time.monotonic()
+    acoustic = _acoustic_copies(settings, embedded)
+    leaks = decontaminate.find_leaks(settings.augment, embedded.pool, embedded.eval, acoustic)
+    eligible_positions = _eligible_positions(settings.k, embedded, leaks)
+    eligible = embedded.pool.embedded[eligible_positions]
+    neighbours = _search(settings, embedded, eligible_positions)
+    times_s["search_s"] = time.monotonic() - started
+    return Prepared(embedded=embedded, leaks=leaks, eligible=eligible, neighbours=neighbours, times_s=times_s)
 
 
-def _ensure_demo(settings: Settings) -> None:
-    root = settings.cache / "demo"
-    sounds.ensure(root, num_processes=settings.num_workers or 1)
-    if not (root / "checkpoint.pth").is_file():
-        write_random_checkpoint(
-            root / "checkpoint.pth", seed=sounds.SEED, config=_DEMO_TOWER, front_end=_DEMO_FRONT_END, wrap=as_omegaconf
+# -- indexes, media, embeddings ------------------------------------------------------------------------------------
+
+
+def _embed(settings: Settings) -> Embedded:
+    if settings.is_demo:
+        ensure_demo(settings.cache / "demo", num_processes=settings.num_decoders, wrap=as_omegaconf)
+    preflight.check_root(settings.root)
+    device = resolve_device(settings.encoder.device)
+    if settings.dataset.format is Format.embeddings:
+        return _own_vectors(settings, device)
+    return _embed_media(settings, device)
+
+
+def _check(settings: Settings, indexes: dict[str, Index]) -> None:
+    preflight.check_indexes(settings.k, settings.augment.budget, indexes)
+
+
+def _embed_media(settings: Settings, device: torch.device) -> Embedded:
+    dataset = settings.dataset
+
+    def read(value: str) -> Index:
+        return formats.read_split(
+            dataset.format, value, root=settings.root, media=settings.media_root, columns=dataset.columns
         )
 
+    indexes = splits.read_splits(dataset, read)
+    _check(settings, indexes)
+    names, ontology = read_ontology(dataset.ontology, settings.root)
+    checkpoint = read_checkpoint(preflight.checkpoint_path(settings.encoder))
+    done = embed_media(
+        settings,
+        settings.encoder,
+        settings.media,
+        indexes,
+        checkpoint,
+        dataset=dataset.name,
+        cache=settings.cache,
+        seed=settings.seed,
+        device=device,
+        names=names,
+    )
+    return Embedded(
+        splits=done.splits,
+        failures=done.failures,
+        ontology=names,
+        fingerprint=done.fingerprint,
+        identity=done.identity,
+        device=str(device),
+        precision=done.precision,
+        precision_report=done.precision_report,
+        inputs=files.input_hashes([*(Path(index.file) for index in indexes.values()), ontology])
+        | {str(checkpoint.path): checkpoint.sha256},
+        times_s=done.times_s,
+    )
 
-def _load_vectors(settings: Settings, device: torch.device) -> Loaded:
+
+def _own_vectors(settings: Settings, device: torch.device) -> Embedded:
+    """`dataset.format=embeddings`: the user's own vectors instead of media and encoder."""
     root = settings.root
     beside: list[Path] = []
 
@@ -208,29 +175,29 @@ def _load_vectors(settings: Settings, device: torch.device) -> Loaded:
         except NoSuchIndex:
             if value != settings.dataset.eval:
                 raise
-            split = precomputed.read_guard(root, value)  # ids alone serve the guard
+            split = precomputed.read_guard(root, value)  # ids alone serve the decontamination
         beside.extend(precomputed.files_beside(root, value))
         return split
 
-    found = read_splits(settings.dataset, read)
+    found = splits.read_splits(settings.dataset, read)
     given = {name: split for name, split in found.items() if isinstance(split, precomputed.GivenSplit)}
     indexes = {
         name: split.index if isinstance(split, precomputed.GivenSplit) else split for name, split in found.items()
     }
-    check_indexes(settings.k, settings.augment.budget, indexes)
+    _check(settings, indexes)
     precomputed.refuse_other_dims(**given)
     names, ontology = read_ontology(settings.dataset.ontology, root)
     shas = {f"{name}.vectors": split.sha256 for name, split in given.items()}
     fingerprint = hashlib.sha256(json.dumps([shas["seeds.vectors"], shas["pool.vectors"]]).encode()).hexdigest()
-    splits = {
+    with_vectors = {
         name: Split(split.index, np.arange(len(split.index), dtype=np.int64), split.vectors, None)
         for name, split in given.items()
     }
     if "eval" in indexes and "eval" not in given:
         none = np.empty(0, dtype=np.int64)
-        splits["eval"] = Split(indexes["eval"], none, SomeVectors(given["seeds"].vectors, none), None)
-    return Loaded(
-        splits=splits,
+        with_vectors["eval"] = Split(indexes["eval"], none, SomeVectors(given["seeds"].vectors, none), None)
+    return Embedded(
+        splits=with_vectors,
         failures=(),
         ontology=names,
         fingerprint=fingerprint[:16],
@@ -238,7 +205,7 @@ def _load_vectors(settings: Settings, device: torch.device) -> Loaded:
         device=str(device),
         precision="float32",
         precision_report=None,
-        inputs=shas | input_hashes([*beside, ontology]),
+        inputs=shas | files.input_hashes([*beside, ontology]),
         times_s={},
     )
 
@@ -252,33 +219,120 @@ def _scratch(settings: Settings) -> Path | None:
     return settings.cache if os.access(settings.cache, os.W_OK) else None
 
 
-def _load_media(settings: Settings, device: torch.device) -> Loaded:
-    dataset = settings.dataset
-    root, media_root = settings.root, settings.media_root
+# -- neighbours ----------------------------------------------------------------------------------------------------
 
-    def read(value: str) -> Index:
-        return formats.read_split(dataset.format, value, root=root, media=media_root, columns=dataset.columns)
 
-    indexes = read_splits(dataset, read)
-    check_indexes(settings.k, settings.augment.budget, indexes)
-    names, ontology = read_ontology(dataset.ontology, root)
-    if settings.encoder.checkpoint is None:
-        raise UserError(
-            "encoder.checkpoint is not given: type encoder.checkpoint=/path/to/00071478.pth (the README says where it "
-            "is), or try dataset=demo"
-        )
-    checkpoint = read_checkpoint(Path(settings.encoder.checkpoint).expanduser())
-    embedded = embed_media(settings, indexes, checkpoint, device=device, names=names)
-    return Loaded(
-        splits=embedded.splits,
-        failures=embedded.failures,
-        ontology=names,
-        fingerprint=embedded.fingerprint,
-        identity=embedded.identity,
-        device=str(device),
-        precision=embedded.precision,
-        precision_report=embedded.precision_report,
-        inputs=input_hashes([*(Path(index.file) for index in indexes.values()), ontology])
-        | {str(checkpoint.path): checkpoint.sha256},
-        times_s=embedded.times_s,
+def _eligible_positions(k: int, embedded: Embedded, leaks: decontaminate.Removed) -> Int64:
+    """The places in `pool.embedded` of the clips that may be neighbours: no seed's id, no copy of an eval clip."""
+    seeds, pool = embedded.seeds, embedded.pool
+    excluded = np.asarray(
+        pc.is_in(pool.index.ids, value_set=seeds.index.ids).to_numpy(zero_copy_only=False), dtype=bool
+    ).copy()
+    excluded[leaks.rows] = True
+    positions = np.flatnonzero(~excluded[pool.embedded])
+    preflight.check_k(
+        k,
+        len(positions),
+        f"that can be neighbours ({len(pool.index):,} listed, {len(pool.embedded):,} embedded, of these "
+        f"{int(excluded[pool.embedded].sum()):,} excluded as seeds or copies of evaluation clips)",
     )
+    return positions
+
+
+def _search(settings: Settings, embedded: Embedded, eligible_positions: Int64) -> Neighbours:
+    seeds, pool = embedded.seeds, embedded.pool
+    eligible = pool.embedded[eligible_positions]
+    with tqdm(total=len(eligible), desc="search", unit=" clips", leave=False, disable=not sys.stderr.isatty()) as bar:
+
+        def progress(done: int, _: int) -> None:
+            bar.update(done - bar.n)
+
+        positions, similarities = cached_search(
+            settings.cache,
+            _neighbours_key(embedded, eligible),
+            load(seeds.vectors),
+            SomeVectors(pool.vectors, eligible_positions),
+            settings.k,
+            settings.search,
+            device=torch.device(embedded.device),
+            progress=progress,
+        )
+    return Neighbours(seeds.embedded, eligible.astype(np.int32)[positions], similarities)
+
+
+def _neighbours_key(embedded: Embedded, eligible: Int64) -> str:
+    seeds, pool = embedded.seeds, embedded.pool
+    digest = hashlib.sha256(f"{embedded.fingerprint} {embedded.identity}\n".encode())
+    for index, rows in ((seeds.index, seeds.embedded), (pool.index, eligible)):
+        for column in (index.ids, index.paths):
+            digest.update("\n".join(column.take(pa.array(rows)).to_pylist()).encode("utf-8", "surrogateescape") + b"\0")
+    return digest.hexdigest()[:32]
+
+
+def _acoustic_copies(settings: Settings, embedded: Embedded) -> AcousticCopies | None:
+    """What finds copies by their sound, where the configuration asks for it and there is sound."""
+    asked = Leaks.acoustic is settings.augment.leaks or Copies.acoustic is settings.augment.copies
+    if not asked or settings.dataset.format is Format.embeddings:
+        return None
+    return AcousticCopies(
+        settings.media,
+        threshold=settings.augment.copy_threshold,
+        num_workers=settings.num_decoders,
+        queue_bytes=settings.queue_bytes,
+        clip_timeout_s=settings.clip_timeout_s,
+        search=settings.search,
+        device=torch.device(embedded.device),
+    )
+
+
+# -- files ---------------------------------------------------------------------------------------------------------
+
+
+def _write(
+    settings: Settings,
+    folder: Path,
+    prepared: Prepared,
+    neighbours: Neighbours,
+    curated: curate.Curated,
+    started: float,
+) -> None:
+    """Every file of the run, complete or not there at all; the manifest, which names their hashes, last."""
+    k, seeds, pool, dataset = settings.k, prepared.seeds, prepared.pool, settings.dataset
+    written = tables.write_neighbours(folder, k, seeds.index, pool.index, neighbours)
+    written += tables.write_augmented(folder, k, seeds.index, seeds.embedded, pool.index, curated.union)
+    chosen = [seeds.index.take(seeds.embedded), pool.index.take(curated.union.pool_rows)]
+    training = tables.write_training_index(dataset.format, chosen, folder, k, columns=dataset.columns)
+    written += training
+    written += curation_files.write_curation(
+        folder, k, seeds.index, seeds.embedded, pool.index, prepared.leaks, curated
+    )
+    written.append(tables.write_failures(folder, prepared.embedded.failures))
+    summary = tables.summarise(prepared, k, curated.union) | {"curation": curated.figures}
+    files.write_json(folder / "summary.json", summary)
+    written.append(folder / "summary.json")
+    about = page.About(
+        dataset=dataset.name,
+        is_demo=settings.is_demo,
+        media_root=settings.media_root,
+        media_base=settings.report.media_base,
+        parents=read_parents(ontology_file(dataset.ontology, settings.root)),
+        seed=settings.seed,
+    )
+    written.append(page.write_report(folder, about, prepared=prepared, k=k, curated=curated, summary=summary))
+    tables.write_manifest(
+        folder,
+        config=as_plain(settings),
+        embedded=prepared.embedded,
+        outputs=written,
+        ids=folder / f"ids_k{k}.csv",
+        times_s={**prepared.times_s, "total_s": time.monotonic() - started},
+    )
+    if dataset.format is Format.vipant:
+        write_train_root(
+            folder,
+            root=settings.root,
+            media=settings.media_root,
+            paths=[split.index.paths for split in prepared.embedded.splits.values()],
+        )
+    train_with = training[0].name if training else f"ids_k{k}.csv"
+    console.tell(folder, prepared, summary, curated, train_with=train_with, is_demo=settings.is_demo)

@@ -27,13 +27,6 @@ SPLITS = ("seeds", "pool", "eval")
 REASONS = ("missing", "undecodable", "too_short", "not_finite")
 
 
-class UserError(Exception):
-    """A mistake of the user's: what was given, what is allowed, what to type, in one or two lines.
-
-    The commands print it without a traceback and exit with status 1.
-    """
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Labels:
     """The label sets of n clips: clip i has `names[c]` for c in `codes[offsets[i]:offsets[i + 1]]`.
@@ -163,6 +156,16 @@ class Failure:
 
     id: str
     split: str
+    path: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeFailure:
+    """A clip that could not be embedded, as remembered in a part (missing files never are)."""
+
+    id: str
     path: str
     reason: str
     detail: str

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from balance.config import DatasetConfig, Settings
 from balance.curation import curate
-from balance.curation.decontaminate import AugmentConfig, Balance, Copies, Removed
-from balance.pipeline import Prepared
+from balance.curation.config import AugmentConfig, Balance, Copies
+from balance.curation.decontaminate import Removed
+from balance.prepared import Embedded, Prepared
 from balance.records import Facts, Index, Labels, Neighbours, Split
-from balance.report.page import write_report
+from balance.report.page import About, write_report
 from balance.results import curation_files, tables
 from balance.runtime import files
 from balance.search.top_k import ArrayVectors
@@ -90,17 +90,19 @@ def one_size(num_seeds: int, num_pool: int, k: int, per_label: int) -> dict[str,
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepared = Prepared(
-            splits={"seeds": seeds, "pool": pool},
-            failures=(),
-            ontology={},
-            fingerprint="none",
-            identity="",
-            device="cpu",
-            precision="float32",
-            precision_report=None,
-            inputs={},
+            embedded=Embedded(
+                splits={"seeds": seeds, "pool": pool},
+                failures=(),
+                ontology={},
+                fingerprint="none",
+                identity="",
+                device="cpu",
+                precision="float32",
+                precision_report=None,
+                inputs={},
+                times_s={},
+            ),
             times_s={},
-            settings=Settings(k=k, dataset=DatasetConfig(root=name), augment=config),
             leaks=Removed.join(),
             eligible=np.arange(num_pool),
             neighbours=neighbours,
@@ -131,7 +133,8 @@ def one_size(num_seeds: int, num_pool: int, k: int, per_label: int) -> dict[str,
         summary = tables.summarise(prepared, k, curated.union)
         files.write_json(folder / "summary.json", summary)
         done("summary")
-        page = write_report(folder, prepared=prepared, k=k, curated=curated, summary=summary)
+        about = About(dataset="audioset", is_demo=False, media_root=folder, media_base=None, parents={}, seed=1213)
+        page = write_report(folder, about, prepared=prepared, k=k, curated=curated, summary=summary)
         done("page")
         tables.write_manifest(
             folder, prepared=prepared, outputs=[*written, page], ids=folder / f"ids_k{k}.csv", times_s={}

@@ -19,7 +19,7 @@ import scipy.signal
 import soundfile
 
 from balance.curation.acoustic import NUM_PROPOSALS, Profile, correlation, features
-from balance.curation.decontaminate import AugmentConfig
+from balance.curation.config import AugmentConfig
 
 RATE_HZ = 22050
 SECONDS = 10.0

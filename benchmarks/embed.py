@@ -34,7 +34,8 @@ from balance.audio.decoders import DecoderPool, DecodeSettings, Job, plan_slots
 from balance.audio.fbank import FrontEnd, log_mel
 from balance.embed import worker
 from balance.encoders.checkpoint import Checkpoint, TowerConfig, read_checkpoint, write_random_checkpoint
-from balance.encoders.vipant import Precision, build_encoder
+from balance.encoders.precision import Precision
+from balance.encoders.vipant import build_encoder
 from balance.records import Index, Labels
 from balance.runtime.threads import Cores
 

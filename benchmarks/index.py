@@ -62,7 +62,8 @@ def index(segments: Path, media: Path, out: Path) -> dict[str, float]:
 
 
 def index_here(segments: str, media: str, out: str) -> None:
-    from balance.data.build_index import IndexConfig, build
+    from balance.data.build_index import build
+    from balance.data.config import IndexConfig
 
     for line in build(IndexConfig(segments=segments, media=media, out=out)):
         print(line)

@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from balance.search.top_k import ArrayVectors, Backend, SearchConfig, search
+from balance.search.config import Backend, SearchConfig
+from balance.search.top_k import ArrayVectors, search
 
 Times = dict[str, float]
 

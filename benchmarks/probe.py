@@ -24,11 +24,12 @@ from sklearn.linear_model import LogisticRegression
 
 from balance.data.precomputed import FlatVectors
 from balance.probe import training_sets
+from balance.probe.config import Judge, ProbeConfig
 from balance.probe.data import Problem, Side
 from balance.probe.features import BLOCK_ROWS
 from balance.probe.logistic import Columns, fit
 from balance.probe.ranking_metrics import Ranking, macro
-from balance.probe.runner import Judge, Probe, ProbeConfig
+from balance.probe.runner import Probe
 from balance.records import Labels
 from balance.search.top_k import ArrayVectors
 

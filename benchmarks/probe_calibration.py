@@ -24,11 +24,12 @@ import torch
 
 from balance.probe import training_sets
 from balance.probe.bootstrap import against_draws, estimate
+from balance.probe.config import ProbeConfig
 from balance.probe.data import Problem, Side
 from balance.probe.logistic import Columns, fit
 from balance.probe.ranking_metrics import Ranking, macro
 from balance.probe.results import matched
-from balance.probe.runner import Probe, ProbeConfig
+from balance.probe.runner import Probe
 from balance.records import Labels
 from balance.search.top_k import ArrayVectors
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from balance.audio.fbank import FrontEnd
+from balance.errors import UserError
 from balance.probe.ranking_metrics import Ranking
-from balance.records import UserError
 from balance.training.dataset import (
     ClipDataset,
     DistributedWeightedSampler,

@@ -20,7 +20,7 @@ LEVELS = (
     ("pipeline",),
     ("results", "report"),
     ("prepared",),
-    ("preflight", "config"),
+    ("preflight", "config", "help"),
     ("curation", "demo", "training"),
     ("embed", "stats"),
     ("encoders", "engine"),
@@ -29,13 +29,15 @@ LEVELS = (
     ("records", "errors"),
 )
 LEVEL = {name: -number for number, names in enumerate(LEVELS) for name in names}
+# A package's keys are light: `balance/config.py` composes them before anything heavy is imported.
+KEYS = {module for module in MODULES if module.endswith(".config")} | {"encoders.precision"}
 COMMANDS = {*LEVELS[0][:-1], "probe.__main__"}
 # What a decoder process imports must start in a fifth of a second.
 LIGHT = {"audio.decode", "audio.decoders", "data.media"}
 HEAVY = {"torch", "hydra", "faiss", "matplotlib", "pandas", "pyarrow", "scipy", "ray", "transformers"}
 HOME = {
-    "hydra": {"config", *COMMANDS},
-    "omegaconf": {"config", *COMMANDS},
+    "hydra": {"config"},
+    "omegaconf": {"config"},
     "faiss": {"search.candidates"},
     "ray": {"engine.ray"},
     "transformers": {"encoders.transformers"},
@@ -67,10 +69,14 @@ def test_packages_are_one_level_deep_and_their_inits_empty() -> None:
         assert path.read_text() == "", path
 
 
+def level(module: str) -> int:
+    return LEVEL["runtime"] if module in KEYS else LEVEL[module.split(".")[0]]
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_down(module: str) -> None:
     for other in ours(module):
-        assert LEVEL[other.split(".")[0]] <= LEVEL[module.split(".")[0]], f"{module} imports {other}"
+        assert level(other) <= level(module), f"{module} imports {other}"
         assert other not in COMMANDS or module in COMMANDS, f"{module} imports the command {other}"
 
 
@@ -116,6 +122,11 @@ def test_a_decoder_process_imports_no_torch() -> None:
     loaded = loaded_by("import balance.audio.decoders")
     assert {name.removeprefix("balance.") for name in loaded} >= LIGHT
     assert not loaded & HEAVY
+
+
+def test_the_configuration_is_light() -> None:
+    """So `--help` answers at once."""
+    assert not loaded_by("import balance.config, balance.run") & ({*HEAVY, "numpy"} - {"hydra"})
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from balance import finish, pipeline
-from balance.config import DatasetConfig, Settings
-from balance.data.formats import Format
-from balance.encoders.vipant import EncoderConfig
-from balance.records import UserError
+from balance import pipeline
+from balance.config import Settings
+from balance.data.config import DatasetConfig, Format
+from balance.encoders.config import EncoderConfig
+from balance.errors import UserError
 from tests import worlds
 from tests.command import command
 from tests.paths import REPOSITORY
@@ -48,9 +48,8 @@ def refused(world: World, **changes: object) -> str:
     """The message that a run is refused with; nothing is left under a final name."""
     out = world.root.parent / "out"
     out.mkdir(exist_ok=True)
-    pipeline._kept.clear()
     with pytest.raises(UserError) as caught:
-        finish.run(settings(world, **changes), out)
+        pipeline.run(settings(world, **changes), out)
     message = str(caught.value)
     assert message.count("\n") <= 1
     assert not list(out.iterdir())
@@ -65,9 +64,8 @@ def test_missing_index_lists_those_that_are_there(world: World) -> None:
 
 def test_missing_eval_is_only_a_warning(world: World, caplog: pytest.LogCaptureFixture) -> None:
     world.index("eval").unlink()
-    pipeline._kept.clear()
     with caplog.at_level("WARNING"):
-        pipeline.prepare(settings(world))
+        pipeline.prepare(settings(world), pipeline.Kept())
     assert "no guard against evaluation clips" in caplog.text
 
 
@@ -179,23 +177,20 @@ def test_a_suffix_that_libsndfile_cannot_read_is_named(world: World) -> None:
 def test_replaced_media_are_noticed(world: World) -> None:
     finish_folder = world.root.parent / "first"
     finish_folder.mkdir()
-    pipeline._kept.clear()
-    finish.run(settings(world), finish_folder)
+    pipeline.run(settings(world), finish_folder)
     record = world.records("pool")[0]
     worlds.write_clip(world.media(record), 4711)
     assert "refresh=true" in refused(world)
-    pipeline._kept.clear()
     again = world.root.parent / "again"
     again.mkdir()
-    finish.run(settings(world, refresh=True), again)
+    pipeline.run(settings(world, refresh=True), again)
 
 
 def finished(world: World, **changes: object) -> Path:
     """The folder of a run that succeeds."""
     out = world.root.parent / f"out-{len(list(world.root.parent.iterdir()))}"
     out.mkdir()
-    pipeline._kept.clear()
-    finish.run(settings(world, **changes), out)
+    pipeline.run(settings(world, **changes), out)
     return out
 
 
@@ -263,14 +258,13 @@ def test_a_cache_that_cannot_be_written(world: World) -> None:
 
 
 def test_checkpoint_not_given_and_root_not_given(world: World) -> None:
-    pipeline._kept.clear()
     without = settings(world)
     without.encoder.checkpoint = None
     with pytest.raises(UserError, match=r"encoder\.checkpoint=/path"):
-        pipeline.prepare(without)
+        pipeline.prepare(without, pipeline.Kept())
     without.dataset.root = None
     with pytest.raises(UserError, match=r"dataset\.root=.*dataset=demo"):
-        pipeline.prepare(without)
+        pipeline.prepare(without, pipeline.Kept())
 
 
 @pytest.mark.parametrize(
@@ -290,9 +284,8 @@ def test_vectors_that_are_not_finite(tmp_path: Path, spoilt: str, named: str) ->
         cache_dir=str(tmp_path / "cache"),
         encoder=EncoderConfig(device="cpu"),
     )
-    pipeline._kept.clear()
     with pytest.raises(UserError) as caught:
-        pipeline.prepare(given)
+        pipeline.prepare(given, pipeline.Kept())
     assert named in str(caught.value)
     assert spoilt in str(caught.value)
 

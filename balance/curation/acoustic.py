@@ -16,7 +16,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,10 @@ import pyarrow as pa
 import torch
 
 from balance.audio.decoders import Decoded, DecoderPool, DecodeSettings, Job, plan_slots
+from balance.data.config import MediaSource
 from balance.records import Float32, Float64, Index, Int64, SomeVectors, Split, Vectors
-from balance.search.top_k import ArrayVectors, SearchConfig, search
+from balance.search.config import SearchConfig
+from balance.search.top_k import ArrayVectors, search
 
 log = logging.getLogger(__name__)
 
@@ -135,23 +137,30 @@ def correlation(a: Profile, b: Profile) -> float:
 class AcousticCopies:
     """Finds acoustic copies among the clips of a run (`augment.FindCopies`).
 
-    decode: as for embedding (its max_frames and zero_mean are replaced); threshold: correlation from which a pair is a
-    copy; num_workers: decoder processes; device: where proposals are searched.
+    source: where the clips' bytes lie; threshold: correlation from which a pair is a copy; num_workers: decoder
+    processes, with queue_bytes of memory between them and this one; device: where proposals are searched.
     """
 
     def __init__(
         self,
-        decode: DecodeSettings,
+        source: MediaSource,
         *,
         threshold: float,
         num_workers: int,
+        queue_bytes: int,
         clip_timeout_s: float,
         search: SearchConfig,
         device: torch.device,
     ) -> None:
-        slot_bytes, num_slots = plan_slots(decode.slot_bytes * decode.num_slots, MAX_FRAMES, num_workers)
-        self._decode = replace(
-            decode, max_frames=MAX_FRAMES, zero_mean=False, slot_bytes=slot_bytes, num_slots=num_slots
+        slot_bytes, num_slots = plan_slots(queue_bytes, MAX_FRAMES, num_workers)
+        self._decode = DecodeSettings(
+            media_root=str(source.root),
+            format=source.format.value,
+            columns=asdict(source.columns),
+            max_frames=MAX_FRAMES,
+            zero_mean=False,
+            slot_bytes=slot_bytes,
+            num_slots=num_slots,
         )
         self._threshold = threshold
         self._num_workers = num_workers

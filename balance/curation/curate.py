@@ -17,9 +17,11 @@ import numpy as np
 import pyarrow as pa
 
 from balance.curation import dedup
-from balance.curation.decontaminate import AugmentConfig, Balance, Copies, FindCopies, Removed, need_sound
+from balance.curation.config import AugmentConfig, Balance, Copies
+from balance.curation.decontaminate import FindCopies, Removed, need_sound
 from balance.curation.label_cap import cap
-from balance.records import Bool, Float64, Int32, Int64, Labels, Neighbours, Split, UserError, common_names
+from balance.errors import UserError
+from balance.records import Bool, Float64, Int32, Int64, Labels, Neighbours, Split, common_names
 from balance.stats.labels import Union, union_of
 
 _METACLIP, _BUDGET, _RANDOM, _STRATIFIED = range(4)  # streams of random numbers under one seed

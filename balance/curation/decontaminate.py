@@ -8,9 +8,8 @@ or correlated sound do. The controls after the search are in `curation`.
 
 from __future__ import annotations
 
-import enum
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,62 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from balance.curation import dedup
-from balance.records import Float64, Int64, Split, UserError
+from balance.curation.config import AugmentConfig, Leaks
+from balance.errors import UserError
+from balance.records import Float64, Int64, Split
 
 _YOUTUBE_ID = r"^Y?(?P<id>[A-Za-z0-9_-]{11})(?:$|_)"
-
-
-class Leaks(enum.Enum):
-    id = "id"
-    exact = "exact"
-    acoustic = "acoustic"
-
-
-class Copies(enum.Enum):
-    none = "none"
-    exact = "exact"
-    acoustic = "acoustic"
-
-
-class Balance(enum.Enum):
-    none = "none"
-    cap = "cap"
-    metaclip = "metaclip"
-
-
-@dataclass(kw_only=True, slots=True)
-class AugmentConfig:
-    """leaks: which pool clips count as copies of evaluation clips, each level with those before it; copies: the same
-    among neighbours and seeds; copy_threshold: correlation (0 … 1) from which two clips are acoustic copies;
-    balance, per_label: the label balance and its n (cap) or t (metaclip), clips a label; cap_exempt: label ids that
-    the cap does not count; budget: clips of the augmented set, seeds included; controls: size-matched random draws,
-    and as many stratified ones."""
-
-    leaks: Leaks = Leaks.id
-    copies: Copies = Copies.none
-    copy_threshold: float = 0.9
-    balance: Balance = Balance.none
-    per_label: int | None = None
-    cap_exempt: list[str] = field(default_factory=list)
-    budget: int | None = None
-    controls: int = 0
-
-    def __post_init__(self) -> None:
-        if self.balance is not Balance.none and (self.per_label is None or self.per_label < 1):
-            raise ValueError(
-                f"augment.balance={self.balance.value} with per_label={self.per_label}: "
-                "say how many clips a label, such as augment.per_label=1000"
-            )
-        if self.balance is Balance.none and self.per_label is not None:
-            raise ValueError(f"augment.per_label={self.per_label} without a balance: add augment.balance=cap")
-        if self.cap_exempt and self.balance is not Balance.cap:
-            raise ValueError(f"augment.cap_exempt={self.cap_exempt} without the cap: add augment.balance=cap")
-        if self.budget is not None and self.budget < 1:
-            raise ValueError(f"augment.budget={self.budget}: clips of the augmented set, at least the number of seeds")
-        if self.controls < 0:
-            raise ValueError(f"augment.controls={self.controls}: how many draws of each kind, 0 or more")
-        if not 0 < self.copy_threshold <= 1:
-            raise ValueError(f"augment.copy_threshold={self.copy_threshold}: a correlation above 0 and up to 1")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

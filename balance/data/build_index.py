@@ -11,53 +11,22 @@ import os
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from balance.data.config import INDEX_EXAMPLES, IndexConfig
 from balance.data.media_scan import Found, scan
 from balance.data.missing import label_losses
 from balance.data.segments import Matched, SegmentList, gold_paths, lines, match, read_list, wanted
 from balance.data.vipant_index import index_weights
-from balance.records import Index, UserError
+from balance.errors import UserError
+from balance.records import Index
 from balance.runtime.files import atomic_text, write_json
 
 LINK_CHUNK_CLIPS = 35_000  # clips a folder of links: as many as VIP-ANT's own chunks hold
 JOINT = "train_segments"
-_EXAMPLES = {
-    "segments": "[balanced_train_segments.csv,unbalanced_train_segments.csv]",
-    "media": "/data/audioset",
-    "out": "/data/indexes",
-}
-
-
-@dataclass(kw_only=True, slots=True)
-class IndexConfig:
-    """segments: an official list file, or several; media: the folder to walk; out: where the indexes are written;
-    require_frames: leave out clips without a frame (None: if the media have any `frame/` folder); link: make a tree of
-    links under `out` (None: if the media lie flat)."""
-
-    segments: Any = None
-    media: str | None = None
-    out: str | None = None
-    require_frames: bool | None = None
-    link: bool | None = None
-
-    def __post_init__(self) -> None:
-        if isinstance(self.segments, str):
-            self.segments = [self.segments]
-        if self.segments is not None:
-            if not isinstance(self.segments, list) or not all(isinstance(path, str) for path in self.segments):
-                raise ValueError(
-                    f"index.segments={self.segments} was given; a list file is needed, or several: "
-                    f"index.segments={_EXAMPLES['segments']}"
-                )
-            self.segments = [os.path.expanduser(path) for path in self.segments]
-        stems = [Path(path).stem for path in self.segments or []]
-        if twice := [stem for stem, count in Counter(stems).items() if count > 1]:
-            raise ValueError(f"index.segments has two lists named {twice[0]}: each gives src_{twice[0]}.csv")
 
 
 def build(config: IndexConfig, *, ontology: dict[str, str] | None = None) -> Iterator[str]:
@@ -65,7 +34,7 @@ def build(config: IndexConfig, *, ontology: dict[str, str] | None = None) -> Ite
 
     UserError where nothing listed is there, or where flat media may not be linked.
     """
-    for key, example in _EXAMPLES.items():
+    for key, example in INDEX_EXAMPLES.items():
         if not getattr(config, key):
             raise UserError(f"index.{key} is not given: type index.{key}={example}")
     media, out = Path(str(config.media)).expanduser(), Path(str(config.out)).expanduser()

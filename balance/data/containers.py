@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 
 from balance.data import media
 from balance.data.vipant_index import NoSuchIndex, labels_from_lists, refuse_duplicates
-from balance.records import Index, UserError
+from balance.errors import UserError
+from balance.records import Index
 
 
 def find(media_root: Path, value: str, suffix: str) -> list[Path]:

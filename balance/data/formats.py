@@ -15,8 +15,6 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from balance.data import media as media_files
+from balance.data.config import ColumnsConfig, Format
 from balance.data.containers import read_parquet, read_tar
 from balance.data.media_scan import scan
 from balance.data.precomputed import read_guard
@@ -37,41 +36,12 @@ from balance.data.vipant_index import (
     refuse_duplicates,
     resolve,
 )
-from balance.records import Float64, Index, Int64, Labels, UserError
+from balance.errors import UserError
+from balance.records import Float64, Index, Int64, Labels
 from balance.runtime.files import atomic, atomic_text
 
 log = logging.getLogger(__name__)
 LABEL_MAP = "class_labels_indices.csv"
-
-
-class Format(Enum):
-    """How index and media lie on disk."""
-
-    vipant = "vipant"
-    ast_json = "ast_json"
-    parquet = "parquet"
-    webdataset = "webdataset"
-    segments = "segments"
-    embeddings = "embeddings"
-
-    @property
-    def in_containers(self) -> bool:
-        """Whether the clips lie inside larger files, which the index was read from: none can be missing alone."""
-        return self in (Format.parquet, Format.webdataset)
-
-
-@dataclass(kw_only=True, slots=True)
-class ColumnsConfig:
-    """Names of the columns of parquet files."""
-
-    id: str = "video_id"
-    audio: str = "audio"
-    labels: str = "labels"
-
-    def __post_init__(self) -> None:
-        names = [self.id, self.audio, self.labels]
-        if "" in names or len(set(names)) < 3:
-            raise ValueError(f"dataset.columns must be three different names, got {names}")
 
 
 def read_split(format: Format, value: str, *, root: Path, media: Path, columns: ColumnsConfig) -> Index:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from balance.data import media
-from balance.embed.store import DecodeFailure
-from balance.records import Bool, Index, Int64, UserError
+from balance.errors import UserError
+from balance.records import Bool, DecodeFailure, Index, Int64
 
 _NAMES_SHOWN = 5
 

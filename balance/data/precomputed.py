@@ -24,7 +24,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from balance.data.vipant_index import NoSuchIndex, read_index, refuse_duplicates
-from balance.records import Float32, Index, Int64, Labels, UserError
+from balance.errors import UserError
+from balance.records import Float32, Index, Int64, Labels
 
 BLOCK_BYTES = 16 << 20
 SUFFIXES = (".npy", ".parquet", ".csv")

@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 
 from balance.data.media_scan import Found, Wanted
 from balance.data.vipant_index import labels_from_lists, refuse_duplicates
-from balance.records import Index, Int64, Labels, UserError
+from balance.errors import UserError
+from balance.records import Index, Int64, Labels
 from balance.runtime.files import atomic_text
 
 

@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
 
-from balance.records import Float64, Index, Int64, Labels, UserError, duplicate_ids
+from balance.errors import UserError
+from balance.records import Float64, Index, Int64, Labels, duplicate_ids
 
 BLOCK_BYTES = 64 << 20
 NUM_NAMED = 5  # names in a message: enough to find the cause

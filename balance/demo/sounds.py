@@ -23,7 +23,8 @@ import numpy as np
 import scipy.signal
 import soundfile
 
-from balance.records import Float64, UserError
+from balance.errors import UserError
+from balance.records import Float64
 from balance.runtime import files, locks
 
 SEED = 20_260_101

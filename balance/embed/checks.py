@@ -18,8 +18,9 @@ import pyarrow as pa
 from balance.audio.decoders import Decoded, DecoderPool, Job
 from balance.data import media
 from balance.embed import store, worker
-from balance.encoders.vipant import Precision
-from balance.records import Float32, Float64, Index, Int64, Split, UserError
+from balance.encoders.precision import Precision
+from balance.errors import UserError
+from balance.records import Float32, Float64, Index, Int64, Split
 from balance.runtime import files
 
 log = logging.getLogger(__name__)

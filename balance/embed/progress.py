@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-from balance.embed.store import DecodeFailure
 from balance.embed.worker import Plan, Progress
+from balance.records import DecodeFailure
 
 log = logging.getLogger(__name__)
 

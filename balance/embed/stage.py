@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,15 +25,18 @@ import torch
 
 from balance.audio.decoders import DecodeSettings, plan_slots
 from balance.audio.fbank import FrontEnd
-from balance.config import Settings
+from balance.data.config import MediaSource
 from balance.data.missing import find_missing, refuse_failures, refuse_missing
 from balance.embed import store, worker
 from balance.embed.checks import PrecisionReport, check_reused, measure_precision
+from balance.embed.config import EmbedConfig
 from balance.embed.progress import EmbedProgress, duration
 from balance.encoders.checkpoint import Checkpoint
-from balance.encoders.vipant import Precision
-from balance.engine.local import embed_on, worker_devices
-from balance.records import SPLITS, Failure, Index, Int64, Split, UserError
+from balance.encoders.config import EncoderConfig
+from balance.encoders.device import worker_devices
+from balance.encoders.precision import Precision
+from balance.errors import UserError
+from balance.records import SPLITS, DecodeFailure, Failure, Index, Int64, Split
 from balance.runtime import files
 
 log = logging.getLogger(__name__)
@@ -41,7 +45,7 @@ FRONT_END_VERSION = 1  # to be raised with any change of the front end or the to
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Embedded:
+class EmbeddedSplits:
     """fingerprint: hex, of what decides the numbers; identity: changes when the stored bytes do; failures: all clips
     without an embedding, by split and index order; precision: the resolved one."""
 
@@ -55,32 +59,41 @@ class Embedded:
 
 
 def embed_media(
-    settings: Settings,
+    config: EmbedConfig,
+    encoder: EncoderConfig,
+    source: MediaSource,
     indexes: Mapping[str, Index],
     checkpoint: Checkpoint,
     *,
+    dataset: str,
+    cache: Path,
+    seed: int,
     device: torch.device,
     names: Mapping[str, str],
-) -> Embedded:
-    """Embed what is not yet embedded. names: label id -> name, for messages. Raises UserError, OSError."""
-    precision = settings.encoder.precision.resolve(device.type)
-    fingerprint, made_by = fingerprint_of(checkpoint, precision, settings.encoder.compile)
-    directory = settings.cache / "embeddings" / f"{settings.dataset.name}-{fingerprint}"
+) -> EmbeddedSplits:
+    """Embed what is not yet embedded.
+
+    dataset: `dataset.name`; cache: the folder of all stores; names: label id -> name, for messages. Raises UserError,
+    OSError.
+    """
+    precision = encoder.precision.resolve(device.type)
+    fingerprint, made_by = fingerprint_of(checkpoint, precision, encoder.compile)
+    directory = cache / "embeddings" / f"{dataset}-{fingerprint}"
     started = time.monotonic()
-    held = store.Store(directory, ignore=settings.refresh)
+    held = store.Store(directory, ignore=config.refresh)
     missing: dict[str, Int64] = {}
     todo: list[tuple[str, Index, Int64]] = []
-    remembered = pa.array([] if settings.retry_failures else list(held.failures), pa.string())
+    remembered = pa.array([] if config.retry_failures else list(held.failures), pa.string())
     for split, index in indexes.items():
         without = np.flatnonzero(held.rows(index.paths) < 0)
         paths = index.paths.take(pa.array(without))
-        absent = find_missing(settings.media_root, settings.dataset.format.value, paths)
+        absent = find_missing(source.root, source.format.value, paths)
         missing[split] = without[absent]
         todo.append((split, index, without[~absent & ~_is_in(paths, remembered)]))
     _log_inventory(indexes, missing, todo)
     for split, index in indexes.items():
         refuse_missing(
-            split, index, missing[split], max_missing=settings.max_missing, media_root=settings.media_root, names=names
+            split, index, missing[split], max_missing=config.max_missing, media_root=source.root, names=names
         )
     times = {"inventory_s": time.monotonic() - started}
 
@@ -91,16 +104,16 @@ def embed_media(
         checkpoint=checkpoint.path,
         device=str(device),
         precision=precision,
-        compile=settings.encoder.compile,
-        batch_size=settings.encoder.batch_size,
-        decode=decode_settings(settings, checkpoint.front_end),
-        num_workers=settings.num_workers or 1,
-        clip_timeout_s=settings.clip_timeout_s,
+        compile=encoder.compile,
+        batch_size=encoder.batch_size,
+        decode=decode_settings(source, config, checkpoint.front_end),
+        num_workers=config.num_decoders,
+        clip_timeout_s=config.clip_timeout_s,
     )
-    check_reused(held, indexes, task, seed=settings.seed)
+    check_reused(held, indexes, task, seed=seed)
     present = {split: len(index) - len(missing[split]) for split, index in indexes.items()}
     if len(task.plan):
-        _make(settings, task, present, {**made_by, "dataset": settings.dataset.name, "dim": checkpoint.dim})
+        _make(config, task, present, {**made_by, "dataset": dataset, "dim": checkpoint.dim})
         held = store.Store(directory)
     times["embed_s"] = time.monotonic() - started
 
@@ -114,12 +127,12 @@ def embed_media(
         places.append(rows[embedded])
         splits[split] = Split(index, embedded, held.vectors(rows[embedded]), held.facts(rows[embedded]))
         unreadable, found = _failures(split, index, np.flatnonzero(rows < 0), set(missing[split].tolist()), held)
-        refuse_failures(split, unreadable, present[split], max_failures=settings.max_failures)
+        refuse_failures(split, unreadable, present[split], max_failures=config.max_failures)
         failures.extend(found)
     report = None
     if precision is not Precision.float32:
-        report = measure_precision(task, splits["seeds"], splits["pool"], seed=settings.seed)
-    return Embedded(
+        report = measure_precision(task, splits["seeds"], splits["pool"], seed=seed)
+    return EmbeddedSplits(
         splits=splits,
         failures=tuple(failures),
         fingerprint=fingerprint,
@@ -147,13 +160,13 @@ def _is_in(paths: Any, some: Any) -> npt.NDArray[np.bool_]:
     return np.asarray(pc.is_in(paths, value_set=some).to_numpy(zero_copy_only=False), dtype=bool)
 
 
-def decode_settings(settings: Settings, front_end: FrontEnd) -> DecodeSettings:
+def decode_settings(source: MediaSource, config: EmbedConfig, front_end: FrontEnd) -> DecodeSettings:
     """What decoder processes need to know to serve this front end."""
-    slot_bytes, num_slots = plan_slots(settings.queue_bytes, front_end.max_frames, settings.num_workers or 1)
+    slot_bytes, num_slots = plan_slots(config.queue_bytes, front_end.max_frames, config.num_decoders)
     return DecodeSettings(
-        media_root=str(settings.media_root),
-        format=settings.dataset.format.value,
-        columns=asdict(settings.dataset.columns),
+        media_root=str(source.root),
+        format=source.format.value,
+        columns=asdict(source.columns),
         max_frames=front_end.max_frames,
         zero_mean=front_end.zero_mean,
         slot_bytes=slot_bytes,
@@ -175,12 +188,12 @@ def _log_inventory(
         assert len(index) == len(indexes[split])
 
 
-def _make(settings: Settings, task: worker.EmbedTask, present: Mapping[str, int], made_by: dict[str, Any]) -> None:
+def _make(config: EmbedConfig, task: worker.EmbedTask, present: Mapping[str, int], made_by: dict[str, Any]) -> None:
     """Embed the plan, with a bar, the early stop of `max_failures`, and one sentence for an unwritable cache."""
     directory = task.directory
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if settings.refresh:
+        if config.refresh:
             log.info("refresh: the store %s is started anew", directory.name)
             for file in sorted([*directory.glob("part-*.arrow"), *directory.glob("*.json")]):
                 file.unlink(missing_ok=True)
@@ -190,11 +203,11 @@ def _make(settings: Settings, task: worker.EmbedTask, present: Mapping[str, int]
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise UserError(
-            f"the cache {settings.cache} cannot be written ({error.strerror}) and {len(task.plan):,} clips must be "
-            "embedded; type cache_dir=/a/folder/of/yours or export BALANCE_CACHE=/a/folder/of/yours"
+            f"the cache {directory.parent.parent} cannot be written ({error.strerror}) and {len(task.plan):,} clips "
+            "must be embedded; type cache_dir=/a/folder/of/yours or export BALANCE_CACHE=/a/folder/of/yours"
         ) from error
     gigabytes = len(task.plan) * (4 * made_by["dim"] + 120) / 1e9
-    devices = worker_devices(task.device, settings.num_processes)
+    devices = worker_devices(task.device, config.num_processes)
     log.info(
         "embedding %s clips in %d parts on %s (%s) with %d decoders: %.3g GB of store in %s",
         f"{len(task.plan):,}",
@@ -206,13 +219,13 @@ def _make(settings: Settings, task: worker.EmbedTask, present: Mapping[str, int]
         directory,
     )
 
-    def on_failures(split: str, failures: list[store.DecodeFailure]) -> None:
-        refuse_failures(split, failures, present[split], max_failures=settings.max_failures)
+    def on_failures(split: str, failures: list[DecodeFailure]) -> None:
+        refuse_failures(split, failures, present[split], max_failures=config.max_failures)
 
     progress = EmbedProgress(task.plan, on_failures)
     started = time.monotonic()
     try:
-        embed_on(task, devices, progress)
+        worker.embed_on(task, devices, progress)
     finally:
         rate = progress.close()
     store.remove_leftovers(directory)
@@ -221,9 +234,9 @@ def _make(settings: Settings, task: worker.EmbedTask, present: Mapping[str, int]
 
 def _failures(
     split: str, index: Index, rows: Int64, missing: set[int], held: store.Store
-) -> tuple[list[store.DecodeFailure], list[Failure]]:
+) -> tuple[list[DecodeFailure], list[Failure]]:
     """(the unreadable, all rows of failures.jsonl) of the clips in these rows, which have no embedding."""
-    unreadable: list[store.DecodeFailure] = []
+    unreadable: list[DecodeFailure] = []
     found: list[Failure] = []
     at = pa.array(rows)
     clips = zip(rows.tolist(), index.ids.take(at).to_pylist(), index.paths.take(at).to_pylist(), strict=True)

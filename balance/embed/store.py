@@ -27,23 +27,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from balance.records import Facts, Float32, Int64, UserError
+from balance.errors import UserError
+from balance.records import DecodeFailure, Facts, Float32, Int64
 from balance.runtime import files, locks
 
 log = logging.getLogger(__name__)
 
 _CHECKSUM_CHARS = 16
 _verified: set[tuple[str, int, int]] = set()  # (path, bytes, mtime_ns) checked by this process
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeFailure:
-    """A clip that could not be embedded, as remembered in a part (missing files never are)."""
-
-    id: str
-    path: str
-    reason: str
-    detail: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,6 +9,7 @@ whoever makes it. The price of parts as the unit: a killed run redoes its unfini
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import platform
 import threading
@@ -27,10 +28,12 @@ import torch
 from balance.audio.decoders import Decoded, DecoderPool, DecodeSettings, Job, Undecoded
 from balance.audio.fbank import FrontEnd, log_mel
 from balance.embed import store
-from balance.embed.store import DecodeFailure
 from balance.encoders.checkpoint import Checkpoint, read_checkpoint
-from balance.encoders.vipant import Encoder, Precision, build_encoder
-from balance.records import Facts, Float32, Index, Int64, UserError
+from balance.encoders.precision import Precision
+from balance.encoders.vipant import Encoder, build_encoder
+from balance.engine.local import run_shares
+from balance.errors import UserError
+from balance.records import DecodeFailure, Facts, Float32, Index, Int64
 from balance.runtime import locks
 from balance.runtime.threads import Cores
 
@@ -152,6 +155,36 @@ def embed(task: EmbedTask, report: Report) -> None:
         return
     with Cores() as cores:
         _embed(task, _Batches(encoder, checkpoint, device, task.batch_size, spread=cores.map), report)
+
+
+def embed_on(task: EmbedTask, devices: Sequence[str], report: Report) -> None:
+    """`embed` on these devices at once, a process each; `report` is called in this process, once for each part.
+
+    All processes go through the same list of parts; the parts' locks decide who makes which, exactly as between jobs
+    on one cache. Raises what `embed` raises.
+    """
+    reported: set[int] = set()
+
+    def report_once(progress: Progress) -> None:
+        if progress.part is not None:
+            if progress.part in reported:  # the process that waited for it tells too
+                return
+            reported.add(progress.part)
+        elif progress.by_others:
+            return
+        report(progress)
+
+    decoders = (len(range(i, task.num_workers, len(devices))) or 1 for i in range(len(devices)))
+    shares = [
+        dataclasses.replace(task, device=device, num_workers=num_workers)
+        for device, num_workers in zip(devices, decoders, strict=True)
+    ]
+    try:
+        run_shares(embed, shares, report_once)
+    finally:
+        store.remove_leftovers(task.directory)  # a killed process's; parts are atomic, its locks stale at once
+    if missing := len(task.plan.names) - len(reported):
+        raise RuntimeError(f"encoder processes ended before {missing} parts were made: run the same command again")
 
 
 def _embed(task: EmbedTask, batches: _Batches, report: Report) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from balance.audio.fbank import FrontEnd
 from balance.encoders.safe_load import Cfg, unpickle
-from balance.records import UserError
+from balance.errors import UserError
 
 HEAD_WIDTH = 64  # the published code's attention heads
 _BLOCK_SHAPES: dict[str, tuple[int, ...]] = {  # in multiples of the width

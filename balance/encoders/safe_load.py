@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from balance.records import UserError
+from balance.errors import UserError
 
 
 class _Inert:

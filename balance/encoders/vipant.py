@@ -10,67 +10,17 @@ from the published code in the last bits; the fixtures bound by how much.
 from __future__ import annotations
 
 import itertools
-import os
-import shutil
-import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from balance.encoders.checkpoint import HEAD_WIDTH, Checkpoint, TowerConfig
-from balance.records import UserError
+from balance.encoders.precision import Precision
 
 GELU_SCALE = 1.702
 NORM_EPS = 1e-5
-
-
-class Precision(Enum):
-    """Arithmetic of the forward pass. `auto` is a fixed table, never a timing: `tf32` on CUDA, `float32` on a CPU."""
-
-    auto = "auto"
-    float32 = "float32"
-    tf32 = "tf32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-
-    def resolve(self, device_type: str) -> Precision:
-        """What `auto` means on this type of device ("cpu", "cuda"). UserError for tf32 on a CPU."""
-        if self is Precision.auto:
-            return Precision.tf32 if device_type == "cuda" else Precision.float32
-        if self is Precision.tf32 and device_type == "cpu":
-            raise UserError("encoder.precision=tf32 needs a GPU; on a CPU type encoder.precision=float32 or bfloat16")
-        return self
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the weights. Only of a resolved precision."""
-        assert self is not Precision.auto
-        dtypes = {Precision.float16: torch.float16, Precision.bfloat16: torch.bfloat16}
-        return dtypes.get(self, torch.float32)
-
-
-@dataclass(kw_only=True, slots=True)
-class EncoderConfig:
-    """checkpoint: the `.pth` file; device: auto, cpu, cuda, cuda:1; batch_size: clips a forward pass; compile: use
-    torch.compile. It does not pay on a CPU (a minute to compile, then 181 ms of a core a clip for 167 in bfloat16); not
-    run on a GPU yet, so it is off there too."""
-
-    checkpoint: str | None = None
-    device: str = "auto"
-    precision: Precision = Precision.auto
-    batch_size: int = 64
-    compile: bool = False
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"encoder.batch_size is {self.batch_size}, it must be at least 1")
-        name, _, number = self.device.partition(":")
-        if self.device not in ("auto", "cpu") and not (name == "cuda" and (self.device == "cuda" or number.isdigit())):
-            raise ValueError(f"encoder.device is {self.device!r}, allowed are auto, cpu, cuda, cuda:0, cuda:1 …")
 
 
 class _Linear(nn.Module):
@@ -224,69 +174,6 @@ def build_encoder(checkpoint: Checkpoint, device: torch.device, precision: Preci
     """The checkpoint's tower on a device, its weights cast and rearranged once."""
     precision = precision.resolve(device.type)
     return Encoder(AudioTower(checkpoint, precision), device, precision, compile=compile)
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:1` → a device that works.
-
-    UserError: CUDA asked for and absent; or, with `auto`, a GPU that the machine shows but torch cannot use.
-    """
-    if name == "cpu":
-        return torch.device("cpu")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        if count:
-            return torch.device("cuda", torch.cuda.current_device())
-        if shown := shown_gpu():
-            raise UserError(
-                f"this machine shows a GPU ({shown}) but torch cannot use it: {_torch_build()}. Install a torch whose "
-                "CUDA the driver supports (make install GPU=1), or type encoder.device=cpu to run without the GPU"
-            )
-        return torch.device("cpu")
-    if not count:
-        raise UserError(
-            f"encoder.device={name}: torch sees no GPU ({_torch_build()}). Type encoder.device=cpu, or install a "
-            "torch whose CUDA the driver supports (make install GPU=1)"
-        )
-    device = torch.device(name)
-    if (device.index or 0) >= count:
-        raise UserError(f"encoder.device={name}: torch sees {count} GPU(s), cuda:0 to cuda:{count - 1}")
-    return device
-
-
-def shown_gpu() -> str:
-    """How the machine shows a GPU to this process ("" if it does not): the user's, Slurm's or the driver's word."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None and visible.strip() in ("", "-1", "NoDevFiles"):
-        return ""  # hidden on purpose
-    if visible:
-        return f"CUDA_VISIBLE_DEVICES={visible}"
-    for variable in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE"):
-        value = os.environ.get(variable, "")
-        if value and (variable, value) != ("SLURM_GPUS_ON_NODE", "0"):  # a number of GPUs; the others are lists
-            return f"{variable}={value}"
-    driver = _nvidia_smi()
-    return f"nvidia-smi: {driver}" if driver else ""
-
-
-def _nvidia_smi() -> str:
-    """First GPU's name and driver version, "" where the program is absent or fails."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return ""
-    command = [program, "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return ", driver ".join(part.strip() for part in answer.splitlines()[0].split(",")) if answer else ""
-
-
-def _torch_build() -> str:
-    cuda = torch.version.cuda
-    build = f"torch {torch.__version__} is " + (f"built for CUDA {cuda}" if cuda else "a CPU build")
-    driver = _nvidia_smi()
-    return f"{build}; {driver}" if driver else f"{build}; nvidia-smi does not answer"
 
 
 def _positions(positions: Tensor, config: TowerConfig) -> Tensor:

@@ -1,85 +1,80 @@
-"""Where embedding runs: in this process, or in several, one a visible GPU.
+"""Where work runs on this machine: in this process, or in several.
 
-All processes go through the same list of parts; the parts' locks decide who makes which, exactly as between jobs on
-one cache. A worker ends itself when its parent is gone, so that kill -9 of the command leaves nothing running.
+In: a function and, for each process, its share of the work (picklable). Out: what the shares report, in this process.
+It does not know what the work is; shares that meet must agree among themselves (embedding's do, by locks). A worker
+ends itself when its parent is gone, so that kill -9 of the command leaves nothing running.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import resource_tracker
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from balance.embed import store
-from balance.embed.worker import EmbedTask, Progress, Report, embed
-from balance.records import UserError
-from balance.runtime import command
+from balance.errors import UserError
+from balance.runtime.command import STOP_SIGNALS
+
+Share = TypeVar("Share")
+Message = TypeVar("Message")
 
 
-def worker_devices(device: str, num_processes: int | str) -> list[str]:
-    """The device of each encoder process: `auto` is one a visible GPU where `device` is `cuda`, else one in all."""
-    if num_processes == "auto":
-        num_processes = torch.cuda.device_count() if device == "cuda" else 1
-    assert isinstance(num_processes, int)
-    if device == "cuda":
-        return [f"cuda:{i % torch.cuda.device_count()}" for i in range(num_processes)]
-    return [device] * num_processes
+def run_shares(
+    work: Callable[[Share, Callable[[Message], None]], None],
+    shares: Sequence[Share],
+    on_message: Callable[[Message], None],
+) -> None:
+    """`work(share, report)` for every share at once, a process each; one share runs in this process.
 
-
-def embed_on(task: EmbedTask, devices: list[str], report: Report) -> None:
-    """`embed.embed` on these devices; `report` is called in this process. Raises what a worker or `report` raises."""
-    if len(devices) == 1:
-        embed(dataclasses.replace(task, device=devices[0]), report)
+    work: a function of a module; report(message) reaches `on_message` in this process. Raises what a worker or
+    `on_message` raises; the other workers are then killed.
+    """
+    if len(shares) == 1:
+        work(shares[0], on_message)
         return
     context = multiprocessing.get_context("spawn")
     resource_tracker.ensure_running()  # starting it with the first process would let signals through again
-    shares = [len(range(i, task.num_workers, len(devices))) or 1 for i in range(len(devices))]
-    threads = max(1, torch.get_num_threads() // len(devices))
+    threads = max(1, torch.get_num_threads() // len(shares))
     processes, pipes = [], []
     try:
-        for device, num_workers in zip(devices, shares, strict=True):
+        for share in shares:
             here, there = context.Pipe(duplex=False)
-            share = dataclasses.replace(task, device=device, num_workers=num_workers)
-            process = context.Process(target=_work, args=(share, threads, there), daemon=True)
+            process = context.Process(target=_work, args=(work, share, threads, there), daemon=True)
             with _signals_wait():
                 process.start()
             there.close()
             processes.append(process)
             pipes.append(here)
-        _listen(list(pipes), task, report)
+        _listen(list(pipes), on_message)
     except BaseException:
         for process in processes:
-            process.kill()  # parts are atomic, and the lock of a dead process is stale at once
+            process.kill()
         raise
     finally:
         for process in processes:
             process.join()
-        store.remove_leftovers(task.directory)
 
 
 @contextlib.contextmanager
 def _signals_wait() -> Iterator[None]:
     """Signals that stop a job, sent to all of its processes, wait here for the start to be over, and in the process
     that is started for ever: the parent decides."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, command.STOP_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _listen(pipes: list[Any], task: EmbedTask, report: Report) -> None:
-    """Pass on what the workers report until each has closed its pipe; a part is reported once."""
-    reported: set[int] = set()
+def _listen(pipes: list[Any], on_message: Callable[[Any], None]) -> None:
+    """Pass on what the workers report until each has closed its pipe."""
     while pipes:
         for pipe in multiprocessing.connection.wait(pipes):
             assert isinstance(pipe, multiprocessing.connection.Connection)
@@ -90,32 +85,19 @@ def _listen(pipes: list[Any], task: EmbedTask, report: Report) -> None:
                 continue
             if isinstance(message, BaseException):
                 raise message
-            if message.part is not None:
-                if message.part in reported:  # the worker that waited for it tells too
-                    continue
-                reported.add(message.part)
-            elif message.by_others:
-                continue
-            report(message)
-    missing = set(range(len(task.plan.names))) - reported
-    if missing:
-        raise RuntimeError(f"encoder processes ended before {len(missing)} parts were made: run the same command again")
+            on_message(message)
 
 
-def _work(task: EmbedTask, threads: int, pipe: Any) -> None:
+def _work(work: Callable[[Any, Callable[[Any], None]], None], share: Any, threads: int, pipe: Any) -> None:
     """A worker's whole life."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-
-    def report(progress: Progress) -> None:
-        pipe.send(progress)
-
     try:
-        embed(task, report)
+        work(share, pipe.send)
     except (UserError, OSError) as error:
         pipe.send(error)
     except Exception as error:
-        pipe.send(RuntimeError(f"an encoder process failed: {type(error).__name__}: {error}"))
+        pipe.send(RuntimeError(f"a worker process failed: {type(error).__name__}: {error}"))
     finally:
         with contextlib.suppress(OSError):
             pipe.close()

@@ -1,6 +1,6 @@
 """What a probe is about: seeds, eligible pool and evaluation clips in one feature space, and who chose whom.
 
-In: a prepared run (`pipeline.Prepared`), perhaps another encoder's embeddings of the same clips; out: `Problem`, whose
+In: a prepared run (`prepared.Prepared`), perhaps another encoder's embeddings of the same clips; out: `Problem`, whose
 rows all have a vector, and the arms of curated runs. Training in the space that chose the clips is circular (neighbours
 are redundant there by construction), so a problem knows whether it is in that space. Clips that the other embeddings
 lack leave every arm alike; the price is said in numbers.
@@ -20,12 +20,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from balance.curation.decontaminate import youtube_id
+from balance.data.config import DatasetConfig
 from balance.data.precomputed import read_vectors
 from balance.data.vipant_index import NoSuchIndex
 from balance.embed.store import Store
-from balance.pipeline import Prepared
+from balance.errors import UserError
+from balance.prepared import Prepared
 from balance.probe import training_sets
-from balance.records import Bool, Int32, Int64, Labels, SomeVectors, Split, UserError, Vectors, common_names
+from balance.records import Bool, Int32, Int64, Labels, SomeVectors, Split, Vectors, common_names
 
 _CURATED = re.compile(r"ids_k(\d+)\.csv")
 
@@ -70,25 +72,25 @@ def videos(ids: Any) -> Int64:
     return np.fromiter((seen.setdefault(name, len(seen)) for name in names), dtype=np.int64, count=len(ids))
 
 
-def of_prepared(prepared: Prepared, embeddings: str | None) -> Problem:
+def of_prepared(prepared: Prepared, dataset: DatasetConfig, embeddings: str | None) -> Problem:
     """The problem in the selecting encoder's space, or in that of `embeddings`: a store's folder, or a folder of
     vectors laid out as for dataset.format=embeddings. UserError where there is nothing to train on or to judge by."""
-    settings = prepared.settings
-    if prepared.eval is None:
+    run = prepared.embedded
+    if run.eval is None:
         raise UserError(
             "balance.probe judges on dataset.eval, which was not found: type dataset.eval=NAME (an index under "
             "dataset.root), or a path to one"
         )
     if embeddings is None:
-        views = {name: _View(split.embedded, split.vectors) for name, split in prepared.splits.items()}
-        origin = f"{prepared.fingerprint} {prepared.identity}"
+        views = {name: _View(split.embedded, split.vectors) for name, split in run.splits.items()}
+        origin = f"{run.fingerprint} {run.identity}"
     else:
         values = {
-            "seeds": settings.dataset.balanced,
-            "pool": settings.dataset.unbalanced,
-            "eval": str(settings.dataset.eval),
+            "seeds": dataset.balanced,
+            "pool": dataset.unbalanced,
+            "eval": str(dataset.eval),
         }
-        views, origin = _other(Path(embeddings).expanduser(), prepared.splits, values)
+        views, origin = _other(Path(embeddings).expanduser(), run.splits, values)
     eligible = np.zeros(len(prepared.pool.index), dtype=bool)
     eligible[prepared.eligible] = True
     searched = np.zeros(len(prepared.seeds.index), dtype=bool)
@@ -99,7 +101,7 @@ def of_prepared(prepared: Prepared, embeddings: str | None) -> Problem:
         if not len(view.rows):
             where = f" in probe.embeddings={embeddings}" if embeddings is not None else ""
             raise UserError(f"no clip of the {name} has an embedding{where}: there is nothing to probe")
-    indexes = {name: prepared.splits[name].index.take(view.rows) for name, view in views.items()}
+    indexes = {name: run.splits[name].index.take(view.rows) for name, view in views.items()}
     vocabulary = common_names(*(index.labels for index in indexes.values()))
     if not vocabulary:
         raise UserError("no clip has a label: the probe learns labels; give indexes whose records have `labels`")
@@ -114,7 +116,7 @@ def of_prepared(prepared: Prepared, embeddings: str | None) -> Problem:
     missing = {
         "seeds": int(searched.sum()) - len(views["seeds"].rows),
         "pool": int(eligible.sum()) - len(views["pool"].rows),
-        "eval": len(prepared.eval.embedded) - len(views["eval"].rows),
+        "eval": len(run.eval.embedded) - len(views["eval"].rows),
     }
     digest = hashlib.sha256(f"{origin}\n".encode())
     for name in ("seeds", "pool", "eval"):
@@ -129,7 +131,7 @@ def of_prepared(prepared: Prepared, embeddings: str | None) -> Problem:
         chosen=chosen,
         same_space=embeddings is None,
         fingerprint=digest.hexdigest(),
-        names={label: prepared.ontology.get(label, label) for label in vocabulary},
+        names={label: run.ontology.get(label, label) for label in vocabulary},
         missing={name: max(0, count) for name, count in missing.items()},
         pool_ids=indexes["pool"].ids,
     )

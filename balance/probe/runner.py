@@ -8,12 +8,10 @@ probe goes on at its next cell. Price of speed: above JUDGE_ALL rows x labels ea
 
 from __future__ import annotations
 
-import enum
 import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +20,17 @@ import scipy.sparse
 import torch
 
 from balance.data.vipant_index import index_weights
+from balance.errors import UserError
 from balance.probe import knn, results, training_sets
 from balance.probe.bootstrap import Estimate, against_draws, estimate, resample, smallest_good
+from balance.probe.config import Judge, ProbeConfig
 from balance.probe.data import Problem, read_runs
 from balance.probe.features import BLOCK_ROWS, Space, TrainingSet
 from balance.probe.logistic import Columns, Fit, Solver
 from balance.probe.ranking_metrics import Ranking, macro
 from balance.probe.results import READINGS, Cell, Reading, Table
 from balance.probe.training_sets import Arm
-from balance.records import Float32, Float64, Labels, UserError
+from balance.records import Float32, Float64, Labels
 
 log = logging.getLogger(__name__)
 
@@ -40,53 +40,6 @@ PATH_TOLERANCE = 1e-4  # loss still to be gained, as a share of a constant score
 PATH_STEPS = 6  # at most, for each λ
 PATIENCE = 2  # decades in a row that are worse than the best end the path,
 CLEARLY_WORSE = 0.005  # … or one that is worse by so much mAP
-
-
-class Judge(enum.Enum):
-    """In how many folds a label is judged: `all`, `one` (five times cheaper), `auto`: by the size of the table."""
-
-    auto = "auto"
-    all = "all"
-    one = "one"
-
-
-def _grid() -> list[float]:
-    return [float(f"{10 ** (-i / 2):.3g}") for i in range(13)]
-
-
-@dataclass(kw_only=True, slots=True)
-class ProbeConfig:
-    """k: neighbours a seed, one arm each; draws: size-matched random sets for each; stratified: as many with the same
-    label sets; runs: folders of finished (curated) runs, an arm each; embeddings: a store or a folder of vectors of
-    another encoder (None: the selecting encoder's own); penalties: the grid of λ; steps: optimiser steps of every fit,
-    one pass over its rows each; folds, judge: of the held-out seeds; votes: nearest clips of the k-NN reading;
-    bootstrap: replicates; memory_bytes: training sets above it are read anew in every pass."""
-
-    k: list[int] = field(default_factory=lambda: [4, 10, 32, 100, 512])
-    draws: int = 5
-    stratified: bool = False
-    runs: list[str] = field(default_factory=list)
-    embeddings: str | None = None
-    penalties: list[float] = field(default_factory=_grid)
-    steps: int = 16
-    folds: int = 5
-    judge: Judge = Judge.auto
-    votes: int = 20
-    bootstrap: int = 1000
-    memory_bytes: int = 2 << 30
-
-    def __post_init__(self) -> None:
-        for name, least in (("draws", 2), ("steps", 2), ("folds", 2), ("votes", 1), ("bootstrap", 100)):
-            if getattr(self, name) < least:
-                raise ValueError(f"probe.{name}={getattr(self, name)}: at least {least}")
-        if not self.k or min(self.k) < 1 or len(set(self.k)) < len(self.k):
-            raise ValueError(f"probe.k={self.k}: different numbers of neighbours, each at least 1, as probe.k=[10,100]")
-        if not self.penalties or not all(0 < x < float("inf") for x in self.penalties):
-            raise ValueError(f"probe.penalties={self.penalties}: numbers above 0, such as [1e-2,1e-3,1e-4]")
-        if self.memory_bytes < 0:
-            raise ValueError(f"probe.memory_bytes={self.memory_bytes}: at least 0")
-        self.k = sorted(self.k)
-        self.penalties = sorted(set(self.penalties), reverse=True)
 
 
 class Probe:

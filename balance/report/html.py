@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import jinja2
+from markupsafe import Markup
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
 def environment() -> jinja2.Environment:
-    """The templates, with the filters count (1,234), percent (12.3%), figure (0.123) and signed (+0.1230)."""
+    """The templates, with `scroll` and the filters count (1,234), percent (12.3%), figure (0.123), signed (+0.1230) and
+    short (1,234 or 0.123)."""
     made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -23,4 +25,20 @@ def environment() -> jinja2.Environment:
     made.filters["percent"] = lambda value: "–" if value is None else f"{value:.1%}"
     made.filters["figure"] = lambda value, digits=3: "–" if value is None else f"{value:.{digits}f}"
     made.filters["signed"] = lambda value, digits=4: "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
+    made.filters["short"] = _short
+    made.globals["scroll"] = _scroll
     return made
+
+
+def _short(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{int(value):,}" if value == int(value) else f"{value:.3f}"
+
+
+def _scroll(label: str, figure: str) -> Markup:
+    """A figure that scrolls within itself where the screen is narrower than it can be read."""
+    return Markup(
+        '<figure><div class="scroll" tabindex="0" role="region" aria-label="Figure: {}">'
+        '<div class="wide">{}</div></div></figure>'
+    ).format(label, Markup(figure))

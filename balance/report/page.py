@@ -6,18 +6,16 @@ In: the stages' results, measured by `effect`. Out: HTML with inline SVG, no net
 
 from __future__ import annotations
 
-import csv
-import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pyarrow as pa
-from markupsafe import Markup
 
 from balance.curation.curate import Curated
 from balance.curation.decontaminate import Removed
-from balance.pipeline import Prepared
+from balance.prepared import Prepared
 from balance.records import REASONS, Index
 from balance.report import figures, html, listening
 from balance.runtime import files
@@ -34,70 +32,73 @@ _RULES = {
     "metaclip": ("Not drawn by metaclip", "probability to stay"),
     "budget": ("Beyond the budget", "rank"),
 }
-SWEEP_COLUMNS = (
-    "k",
-    "num_seeds",
-    "num_neighbours",
-    "pool_share",
-    "pool_share_uniform",
-    "label_agreement",
-    "label_agreement_random",
-    "label_recall",
-    "label_recall_random",
-    "label_entropy_before",
-    "label_entropy_after",
-)
 
 
-def write_report(folder: Path, *, prepared: Prepared, k: int, curated: Curated, summary: dict[str, Any]) -> Path:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class About:
+    """What the page says of the run beside its results.
+
+    dataset: `dataset.name`; media_base: where links to the media point instead of media_root; parents: label id -> ids
+    of its parents in the ontology; seed: of the clips that are drawn for listening.
+    """
+
+    dataset: str
+    is_demo: bool
+    media_root: Path
+    media_base: str | None
+    parents: Mapping[str, list[str]]
+    seed: int
+
+
+def write_report(
+    folder: Path, about: About, *, prepared: Prepared, k: int, curated: Curated, summary: dict[str, Any]
+) -> Path:
     """`report.html` in the run's folder. summary: the content of summary.json; neighbours at K or more in prepared."""
     path = folder / "report.html"
     with files.atomic_text(path) as file:
-        file.write(render(prepared, k, curated, summary))
+        file.write(render(about, prepared, k, curated, summary))
     return path
 
 
-def render(prepared: Prepared, k: int, curated: Curated, summary: dict[str, Any]) -> str:
+def render(about: About, prepared: Prepared, k: int, curated: Curated, summary: dict[str, Any]) -> str:
     """The page's text."""
-    settings = prepared.settings
-    given = settings.dataset.ontology
     measured = run_stats.measure(
-        splits=prepared.splits,
+        splits=prepared.embedded.splits,
         eligible=prepared.eligible,
         neighbours=prepared.neighbours,
         k=k,
-        curated=curated,
-        ontology=prepared.ontology,
-        parents=run_stats.read_parents(Path(given).expanduser() if given else settings.root / "ontology.json"),
+        chosen=curated.union.pool_rows,
+        ontology=prepared.embedded.ontology,
+        parents=about.parents,
     )
     clips = listening.choose(
         prepared.seeds,
         prepared.pool,
         prepared.neighbours.top(k),
         measured["agreement_by_seed"],
-        names=prepared.ontology,
-        base=listening.base_url(settings.report.media_base, settings.media_root),
-        media=settings.media_root,
-        seed=settings.seed,
+        names=prepared.embedded.ontology,
+        base=listening.base_url(about.media_base, about.media_root),
+        media=about.media_root,
+        seed=about.seed,
     )
     by_rank = measured["labels_by_rank"]
     has_labels = summary["label_agreement"] is not None
     num_seeds = len(prepared.seeds.embedded)
     chance = summary["label_agreement_random"]
     return (
-        _environment()
+        html.environment()
         .get_template("report.html")
         .render(
-            dataset=settings.dataset.name,
+            dataset=about.dataset,
             s=summary,
             e=measured,
             num_seeds=num_seeds,
             train_on=_train_on(prepared, k),
             share_before=measured["hubs"]["chosen"] if len(curated.removed) else None,
             times_chance=summary["label_agreement"] / chance if has_labels and chance else None,
-            num_failures=len(prepared.failures),
-            num_listed=sum(len(split.index) for split in prepared.splits.values()),
-            warnings=_warnings(prepared, summary, measured, curated),
+            num_failures=len(prepared.embedded.failures),
+            num_listed=sum(len(split.index) for split in prepared.embedded.splits.values()),
+            warnings=_warnings(about, summary, measured, curated),
             notes=curated.notes,
             figures={
                 "saturation": figures.saturation(measured["saturation"], k),
@@ -118,57 +119,14 @@ def render(prepared: Prepared, k: int, curated: Curated, summary: dict[str, Any]
     )
 
 
-def write_sweep(root: Path) -> list[Path]:
-    """`sweep.csv` and `report.html` at a sweep's root, over the runs that are complete; nothing while there is none."""
-    rows = []
-    for path in sorted(root.glob("**/summary.json")):
-        summary = json.loads(path.read_text("utf-8"))
-        run = path.parent.relative_to(root).as_posix()
-        link = f"{run}/report.html" if (path.parent / "report.html").exists() else None
-        rows.append({"run": run, "page": link, **{name: summary[name] for name in SWEEP_COLUMNS}})
-    if not rows:
-        return []
-    rows.sort(key=lambda row: (row["k"], row["run"]))
-    table, page = root / "sweep.csv", root / "report.html"
-    with files.atomic_text(table) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("run", *SWEEP_COLUMNS))
-        writer.writerows([row["run"], *("" if row[c] is None else row[c] for c in SWEEP_COLUMNS)] for row in rows)
-    with files.atomic_text(page) as file:
-        figure = Markup(figures.sweep(rows))
-        file.write(_environment().get_template("sweep.html").render(rows=rows, columns=SWEEP_COLUMNS, figure=figure))
-    return [table, page]
-
-
-def _environment() -> jinja2.Environment:
-    environment = html.environment()
-    environment.filters["short"] = _short
-    environment.globals["scroll"] = _scroll
-    return environment
-
-
-def _short(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{int(value):,}" if value == int(value) else f"{value:.3f}"
-
-
-def _scroll(label: str, figure: str) -> Markup:
-    """A figure that scrolls within itself where the screen is narrower than it can be read."""
-    return Markup(
-        '<figure><div class="scroll" tabindex="0" role="region" aria-label="Figure: {}">'
-        '<div class="wide">{}</div></div></figure>'
-    ).format(label, Markup(figure))
-
-
 def _train_on(prepared: Prepared, k: int) -> str:
     has_lines = prepared.seeds.index.lines is not None and prepared.pool.index.lines is not None
     return f"src_augmented_k{k}.csv" if has_lines else f"ids_k{k}.csv"
 
 
-def _warnings(prepared: Prepared, summary: dict[str, Any], measured: dict[str, Any], curated: Curated) -> list[str]:
+def _warnings(about: About, summary: dict[str, Any], measured: dict[str, Any], curated: Curated) -> list[str]:
     found = list(curated.warnings)
-    if prepared.settings.is_demo:
+    if about.is_demo:
         found.append("The demo encoder's weights are random: figures above chance show how sounds differ, not a model.")
     if summary["pool_share"] > 0.9:
         found.append("The neighbours are nearly the whole pool: a smaller K selects more.")

@@ -7,8 +7,6 @@ that is no complete run is a user's mistake, with the name of the file that it l
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +16,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from balance.records import UserError
-from balance.runtime.command import errors_for_people
+from balance.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -76,16 +73,3 @@ class Run:
         """failures.jsonl."""
         lines = self.file("failures.jsonl").read_text("utf-8").split("\n")
         return [json.loads(line) for line in lines if line]
-
-
-def command(usage: str, num_arguments: int, answer: Callable[..., list[str]]) -> None:
-    """Run a question: exactly so many arguments, taken as they are (an id may begin with a dash); prints its lines."""
-    with errors_for_people():
-        given = sys.argv[1:]
-        if given in (["-h"], ["--help"]):
-            print(f"type: {usage}")
-            return
-        if len(given) != num_arguments:
-            raise UserError(f"{len(given)} argument{'s' * (len(given) != 1)} given; type: {usage}")
-        for line in answer(*given):
-            print(line)

@@ -11,8 +11,8 @@ import hashlib
 import json
 import subprocess
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from balance import __version__
-from balance.config import Settings
+from balance.data import formats
+from balance.data.config import ColumnsConfig, Format
 from balance.data.vipant_index import index_weights
-from balance.pipeline import Prepared
+from balance.prepared import Embedded, Prepared
 from balance.records import SPLITS, Failure, Float32, Index, Int64, Labels, Neighbours, common_names
 from balance.runtime import files
 from balance.stats.labels import (
@@ -120,6 +121,17 @@ def write_index(path: Path, parts: Sequence[Index]) -> list[Path]:
     return [path, weights]
 
 
+def write_training_index(
+    format: Format, parts: Sequence[Index], folder: Path, k: int, *, columns: ColumnsConfig
+) -> list[Path]:
+    """The index to train on: a VIP-ANT index where the clips have its lines, else one of the data set's own form."""
+    if format not in (Format.vipant, Format.embeddings):
+        return formats.write_index(format, parts, folder, k, columns=columns)
+    if any(part.lines is None for part in parts):
+        return []  # the user's own vectors without an index beside them
+    return write_index(folder / f"src_augmented_k{k}.csv", parts)
+
+
 def _rows(index: Index) -> Iterator[tuple[str, str, str]]:
     """(id, labels joined by ;, path) of each clip."""
     offsets, names = index.labels.offsets.tolist(), np.array(index.labels.names, dtype=object)
@@ -172,45 +184,24 @@ def summarise(prepared: Prepared, k: int, union: Union) -> dict[str, Any]:
         "label_entropy_before": label_entropy(seed_labels, len(names)),
         "label_entropy_after": label_entropy(after, len(names)),
         "failures": {
-            split: dict(sorted(Counter(f.reason for f in prepared.failures if f.split == split).items()))
+            split: dict(sorted(Counter(f.reason for f in prepared.embedded.failures if f.split == split).items()))
             for split in SPLITS
-            if split in prepared.splits
+            if split in prepared.embedded.splits
         },
         "num_silent": sum(
-            int((split.facts.rms_db < SILENT_DB).sum()) for split in prepared.splits.values() if split.facts is not None
+            int((split.facts.rms_db < SILENT_DB).sum())
+            for split in prepared.embedded.splits.values()
+            if split.facts is not None
         ),
         "sample_rates": {
             name: {
                 str(hz): count
                 for hz, count in sorted(Counter(split.facts.sample_rate.tolist() if split.facts else []).items())
             }
-            for name, split in prepared.splits.items()
+            for name, split in prepared.embedded.splits.items()
         },
-        "fingerprint": prepared.fingerprint,
+        "fingerprint": prepared.embedded.fingerprint,
     }
-
-
-def _absolute(settings: Settings) -> Settings:
-    """The settings with their folders and files absolute: questions asked later come from any working directory."""
-
-    def path(value: str | None) -> str | None:
-        return None if value is None else str(Path(value).expanduser().absolute())
-
-    def index(value: str) -> str:
-        return str(Path(value).expanduser().absolute()) if "/" in value else value
-
-    given = settings.dataset
-    dataset = replace(
-        given,
-        root=path(given.root),
-        media=path(given.media),
-        ontology=path(given.ontology),
-        balanced=index(given.balanced),
-        unbalanced=index(given.unbalanced),
-        eval=None if given.eval is None else index(given.eval),
-    )
-    encoder = replace(settings.encoder, checkpoint=path(settings.encoder.checkpoint))
-    return replace(settings, dataset=dataset, encoder=encoder, cache_dir=str(settings.cache))
 
 
 def _plain(value: Any) -> Any:
@@ -221,7 +212,8 @@ def _plain(value: Any) -> Any:
 def write_manifest(
     folder: Path,
     *,
-    prepared: Prepared,
+    config: Mapping[str, Any],
+    embedded: Embedded,
     outputs: Sequence[Path],
     times_s: dict[str, float],
     ids: Path,
@@ -234,15 +226,15 @@ def write_manifest(
         {
             "version": __version__,
             "git_commit": git_commit(),
-            "config": _plain(_absolute(prepared.settings)),
-            "inputs": dict(prepared.inputs),
+            "config": dict(config),
+            "inputs": dict(embedded.inputs),
             "outputs": {p.relative_to(folder).as_posix(): files.sha256_file(p) for p in sorted(outputs)},
             "ids_sha256": _sha256("\n".join(lines)),
             "libraries": versions(),
-            "device": prepared.device,
-            "precision": prepared.precision,
-            "precision_report": None if prepared.precision_report is None else _plain(prepared.precision_report),
-            "fingerprint": prepared.fingerprint,
+            "device": embedded.device,
+            "precision": embedded.precision,
+            "precision_report": None if embedded.precision_report is None else _plain(embedded.precision_report),
+            "fingerprint": embedded.fingerprint,
             "times_s": {name: round(seconds, 3) for name, seconds in times_s.items()},
         },
     )

@@ -1,4 +1,8 @@
-"""What all commands do at the door: one or two lines for a user's mistake, and an orderly end on a signal."""
+"""What all commands do at the door: one or two lines for a user's mistake, and an orderly end on a signal.
+
+Imports the standard library alone, and a command imports everything else inside its `main`: so `--help` answers at
+once, and a signal in the first seconds ends like a later one.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from balance.records import UserError
+from balance import __version__
+from balance.errors import UserError
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _END_WITHIN_S = 8.0
@@ -26,23 +31,21 @@ class Interrupted(BaseException):
         self.number = number
 
 
-def start(main: Callable[[], Any]) -> None:
-    """Run a command's `main()`; ends the process with 128 + signal where one came, within 10 s."""
+def start(main: Callable[[], Any], *, writes: bool = True) -> None:
+    """Run a command's `main()`; ends the process with 128 + signal where one came, within 10 s.
+
+    writes: whether the command needs the output folder, which is then looked at first.
+    """
     for number in STOP_SIGNALS:
         signal.signal(number, _interrupt)
     try:
+        if sys.argv[1:] == ["--version"]:
+            print(f"balance {__version__}")
+            return
         with errors_for_people():
-            outputs = Path(os.environ.get("BALANCE_OUTPUTS", "outputs"))
-            try:
-                outputs.mkdir(parents=True, exist_ok=True)
-                if not os.access(outputs, os.W_OK):
-                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            except OSError as error:
-                raise UserError(
-                    f"the output folder {outputs} cannot be written ({error.strerror}): "
-                    "export BALANCE_OUTPUTS=/a/folder/of/yours"
-                ) from error
-        main()
+            if writes:
+                _check_outputs()
+            main()
     except Interrupted as interrupted:
         name = signal.Signals(interrupted.number).name
         print(
@@ -51,6 +54,30 @@ def start(main: Callable[[], Any]) -> None:
             flush=True,
         )
         os._exit(128 + interrupted.number)  # threads of a half-done part need not be waited for
+
+
+def arguments(usage: str, num_arguments: int) -> list[str]:
+    """What was typed: exactly so many arguments, taken as they are (an id may begin with a dash). UserError else."""
+    given = sys.argv[1:]
+    if given in (["-h"], ["--help"]):
+        print(f"type: {usage}")
+        raise SystemExit(0)
+    if len(given) != num_arguments:
+        raise UserError(f"{len(given)} argument{'s' * (len(given) != 1)} given; type: {usage}")
+    return given
+
+
+def _check_outputs() -> None:
+    outputs = Path(os.environ.get("BALANCE_OUTPUTS", "outputs"))
+    try:
+        outputs.mkdir(parents=True, exist_ok=True)
+        if not os.access(outputs, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UserError(
+            f"the output folder {outputs} cannot be written ({error.strerror}): "
+            "export BALANCE_OUTPUTS=/a/folder/of/yours"
+        ) from error
 
 
 def _interrupt(number: int, _: object) -> None:

@@ -49,3 +49,8 @@ def sha256_file(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def input_hashes(paths: list[Path | None]) -> dict[str, str]:
+    """Path -> sha256 of the input files that are files."""
+    return {str(path): sha256_file(path) for path in paths if path is not None and path.is_file()}

@@ -8,13 +8,18 @@ time at dim 512, 1 % of a float32 one's.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from balance.errors import UserError
 from balance.runtime.threads import Workspace
+from balance.search.config import Backend
+
+log = logging.getLogger(__name__)
 
 EXTRA_COLUMNS = 6
 FAISS_MOST_ON_GPU = 2048
@@ -334,3 +339,48 @@ def faiss_on_gpu(faiss: Any, device: torch.device) -> FaissLists:
         return scores, rows
 
     return FaissLists(knn, device)
+
+
+def _faiss() -> Any:
+    """The module, or None. After torch: the other order can crash when their CUDA versions differ."""
+    try:
+        import faiss
+    except ImportError:
+        return None
+    if hasattr(faiss, "knn_gpu"):
+        import faiss.contrib.torch_utils  # teaches FAISS to take CUDA tensors
+    return faiss
+
+
+def choose(backend: Backend, device: torch.device) -> tuple[Product, str]:
+    """The first pass and one line that says which and why. UserError where the backend asked for is not installed."""
+    on_cuda = device.type == "cuda"
+    faiss = _faiss()
+    faiss_gpu = faiss is not None and on_cuda and hasattr(faiss, "knn_gpu") and faiss.get_num_gpus() > 0
+    if backend is Backend.faiss and faiss is None:
+        raise UserError(
+            "search.backend=faiss was given, but FAISS is not installed: type `pip install faiss-cpu` (with a GPU:"
+            " `pip install faiss-gpu`, never both), or search.backend=torch"
+        )
+    if backend is Backend.torch:
+        use_faiss, why = False, "search.backend=torch"
+    elif backend is Backend.faiss:
+        use_faiss, why = True, "search.backend=faiss"
+        if on_cuda and not faiss_gpu:
+            log.warning(
+                "search.backend=faiss, but the installed FAISS is built for CPUs only: searching on the CPU"
+                " (`pip uninstall faiss-cpu && pip install faiss-gpu`, or search.backend=torch, uses %s)",
+                device,
+            )
+    elif on_cuda:
+        missing = "FAISS is not installed" if faiss is None else "the installed FAISS is built for CPUs only"
+        use_faiss, why = faiss_gpu, "auto: FAISS sees the GPU" if faiss_gpu else f"auto: {missing}"
+    else:
+        use_faiss = faiss is not None
+        why = "auto: no GPU, FAISS is installed" if use_faiss else "auto: no GPU, FAISS is not installed"
+    product: Product = TorchProduct(device)
+    if use_faiss:
+        product = faiss_on_gpu(faiss, device) if faiss_gpu else FaissProduct(faiss)
+    kind = str(product.dtype).removeprefix("torch.")
+    name = "FAISS" if use_faiss else "torch"
+    return product, f"search: {name} on {product.device}, first pass in {kind} ({why})"

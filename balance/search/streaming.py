@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from balance.records import Float32, Int64, UserError, Vectors
+from balance.errors import UserError
+from balance.records import Float32, Int64, Vectors
 from balance.runtime.threads import Cores, Workspace
 from balance.search import candidates, rescore
 

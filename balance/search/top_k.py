@@ -8,46 +8,26 @@ max(k, k_cache) neighbours: a small k costs what 512 cost, and 8 bytes a neighbo
 
 from __future__ import annotations
 
-import enum
 import logging
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from balance.records import Float32, Int32, Int64, UserError, Vectors
+from balance.errors import UserError
+from balance.records import Float32, Int32, Int64, Vectors
 from balance.runtime import locks
 from balance.search import candidates, rescore, streaming
+from balance.search.config import SearchConfig
 
 log = logging.getLogger(__name__)
 
 WAIT_S = 1.0
 
 Result = tuple[Int32, Float32]
-
-
-class Backend(enum.Enum):
-    auto = "auto"
-    faiss = "faiss"
-    torch = "torch"
-
-
-@dataclass(kw_only=True, slots=True)
-class SearchConfig:
-    """backend: what does the first pass; the result is the same bytes. k_cache: neighbours a seed that are always
-    kept (at most the pool), so that any smaller K is a slice."""
-
-    backend: Backend = Backend.auto
-    k_cache: int = 512
-
-    def __post_init__(self) -> None:
-        if self.k_cache < 1:
-            raise ValueError(f"search.k_cache={self.k_cache} was given; it must be at least 1")
 
 
 class ArrayVectors:
@@ -73,51 +53,6 @@ def load(vectors: Vectors) -> Float32:
     rows = vectors.read(0, vectors.shape[0])
     streaming.check_finite(rescore.lengths_of(torch.from_numpy(rows).double()), vectors, 0)
     return rows
-
-
-def _faiss() -> Any:
-    """The module, or None. After torch: the other order can crash when their CUDA versions differ."""
-    try:
-        import faiss
-    except ImportError:
-        return None
-    if hasattr(faiss, "knn_gpu"):
-        import faiss.contrib.torch_utils  # teaches FAISS to take CUDA tensors
-    return faiss
-
-
-def choose(backend: Backend, device: torch.device) -> tuple[candidates.Product, str]:
-    """The first pass and one line that says which and why. UserError where the backend asked for is not installed."""
-    on_cuda = device.type == "cuda"
-    faiss = _faiss()
-    faiss_gpu = faiss is not None and on_cuda and hasattr(faiss, "knn_gpu") and faiss.get_num_gpus() > 0
-    if backend is Backend.faiss and faiss is None:
-        raise UserError(
-            "search.backend=faiss was given, but FAISS is not installed: type `pip install faiss-cpu` (with a GPU:"
-            " `pip install faiss-gpu`, never both), or search.backend=torch"
-        )
-    if backend is Backend.torch:
-        use_faiss, why = False, "search.backend=torch"
-    elif backend is Backend.faiss:
-        use_faiss, why = True, "search.backend=faiss"
-        if on_cuda and not faiss_gpu:
-            log.warning(
-                "search.backend=faiss, but the installed FAISS is built for CPUs only: searching on the CPU"
-                " (`pip uninstall faiss-cpu && pip install faiss-gpu`, or search.backend=torch, uses %s)",
-                device,
-            )
-    elif on_cuda:
-        missing = "FAISS is not installed" if faiss is None else "the installed FAISS is built for CPUs only"
-        use_faiss, why = faiss_gpu, "auto: FAISS sees the GPU" if faiss_gpu else f"auto: {missing}"
-    else:
-        use_faiss = faiss is not None
-        why = "auto: no GPU, FAISS is installed" if use_faiss else "auto: no GPU, FAISS is not installed"
-    product: candidates.Product = candidates.TorchProduct(device)
-    if use_faiss:
-        product = candidates.faiss_on_gpu(faiss, device) if faiss_gpu else candidates.FaissProduct(faiss)
-    kind = str(product.dtype).removeprefix("torch.")
-    name = "FAISS" if use_faiss else "torch"
-    return product, f"search: {name} on {product.device}, first pass in {kind} ({why})"
 
 
 def search(
@@ -150,7 +85,7 @@ def search(
     streaming.check_finite(
         rescore.lengths_of(torch.from_numpy(seeds).double()), ArrayVectors(seeds, "seeds, row {}".format), 0
     )
-    product, line = choose(config.backend, device)
+    product, line = candidates.choose(config.backend, device)
     log.info("%s", line)
     nonzero = seeds.any(axis=1)
     if nonzero.all():

@@ -7,17 +7,14 @@ on both sides, since only 36 % of the implied ancestors are labelled: a "Dog" be
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.sparse
 
-from balance.curation.curate import Curated
 from balance.records import SPLITS, Float64, Int64, Labels, Neighbours, Split, common_names
 from balance.stats.labels import (
     Union,
@@ -35,16 +32,6 @@ NUM_HUBS = 15
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SILENT_DB = -60.0
 RATES_DIFFER = 0.1  # total variation of the sample rates of seeds and pool from which the page warns
-
-
-def read_parents(path: Path | None) -> dict[str, list[str]]:
-    """Label id -> ids of its parents, from an ontology's `child_ids`; empty without a file or without children."""
-    parents: dict[str, list[str]] = {}
-    if path is not None and path.is_file():
-        for entry in json.loads(path.read_text("utf-8")):
-            for child in entry.get("child_ids", []):
-                parents.setdefault(str(child), []).append(str(entry["id"]))
-    return parents
 
 
 def with_ancestors(labels: Labels, parents: Mapping[str, list[str]]) -> Labels:
@@ -75,11 +62,12 @@ def measure(
     eligible: Int64,
     neighbours: Neighbours,
     k: int,
-    curated: Curated,
+    chosen: Int64,
     ontology: Mapping[str, str],
     parents: Mapping[str, list[str]],
 ) -> dict[str, Any]:
-    """All that the page shows beside the summary. neighbours: of the search, at least K ranks."""
+    """All that the page shows beside the summary. neighbours: of the search, at least K ranks; chosen: (U,)
+    int64 pool rows of the augmented set."""
     seeds, pool = splits["seeds"], splits["pool"]
     names = common_names(seeds.index.labels, pool.index.labels)
     seed_labels = seeds.index.labels.recode(names)
@@ -91,7 +79,7 @@ def measure(
         "hubs": _hubs(union, top, len(eligible), pool, ontology),
         "similarity": _similarity(top),
         "labels_by_rank": _labels_by_rank(seed_labels, pool_labels, eligible, top, parents),
-        "balance": label_balance(seed_labels, pool_labels, seeds.embedded, curated.union.pool_rows, eligible, ontology),
+        "balance": label_balance(seed_labels, pool_labels, seeds.embedded, chosen, eligible, ontology),
         "rates": _rates(splits, top, eligible),
         "agreement_by_seed": agreement_by_seed(seed_labels, pool_labels, top),
     }

@@ -30,7 +30,8 @@ from balance.audio.fbank import FrontEnd, log_mel
 from balance.data.formats import LABEL_MAP, read_label_map
 from balance.data.precomputed import read_ids
 from balance.data.vipant_index import index_weights, read_index
-from balance.records import Index, Int64, UserError, common_names
+from balance.errors import UserError
+from balance.records import Index, Int64, common_names
 
 log = logging.getLogger(__name__)
 

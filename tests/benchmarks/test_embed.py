@@ -12,7 +12,8 @@ import torch
 
 from balance.audio import decode, fbank
 from balance.encoders.checkpoint import read_checkpoint
-from balance.encoders.vipant import Precision, build_encoder
+from balance.encoders.precision import Precision
+from balance.encoders.vipant import build_encoder
 from benchmarks import straightforward
 from tests.paths import REPOSITORY, VIPANT
 

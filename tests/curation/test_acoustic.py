@@ -6,10 +6,11 @@ import pytest
 import soundfile
 import torch
 
-from balance.audio.decoders import DecodeSettings
 from balance.curation import acoustic
+from balance.data.config import ColumnsConfig, Format, MediaSource
 from balance.records import Index, Labels, Split
-from balance.search.top_k import ArrayVectors, SearchConfig
+from balance.search.config import SearchConfig
+from balance.search.top_k import ArrayVectors
 
 
 def sound(seed, seconds=8.0, rate=16000):
@@ -85,19 +86,11 @@ def split(files, vectors):
 
 @pytest.fixture
 def finder(media):
-    decode = DecodeSettings(
-        media_root=str(media),
-        format="vipant",
-        columns={},
-        max_frames=500,
-        zero_mean=True,
-        slot_bytes=1 << 21,
-        num_slots=8,
-    )
     return acoustic.AcousticCopies(
-        decode,
+        MediaSource(root=media, format=Format.vipant, columns=ColumnsConfig()),
         threshold=0.9,
         num_workers=2,
+        queue_bytes=1 << 24,
         clip_timeout_s=60,
         search=SearchConfig(),
         device=torch.device("cpu"),

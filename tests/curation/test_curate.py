@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from balance.curation import decontaminate, dedup
+from balance.curation.config import AugmentConfig, Balance, Copies, Leaks
 from balance.curation.curate import curate
-from balance.curation.decontaminate import AugmentConfig, Balance, Copies, Leaks
-from balance.records import Facts, Index, Labels, Neighbours, Split, UserError
+from balance.errors import UserError
+from balance.records import Facts, Index, Labels, Neighbours, Split
 from balance.results import curation_files
 from balance.search.top_k import ArrayVectors
 from balance.stats.labels import union_of

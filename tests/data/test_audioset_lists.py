@@ -8,12 +8,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from balance import finish, pipeline
-from balance.config import DatasetConfig, Settings
+from balance import pipeline
+from balance.config import Settings
+from balance.data.config import DatasetConfig
 from balance.embed import store
 from balance.embed.stage import fingerprint_of
 from balance.encoders.checkpoint import read_checkpoint
-from balance.encoders.vipant import EncoderConfig, Precision
+from balance.encoders.config import EncoderConfig
+from balance.encoders.precision import Precision
 from balance.records import Facts
 from tests import worlds
 from tests.paths import SHARED
@@ -58,14 +60,13 @@ def test_the_real_lists_end_to_end(tmp_path: Path) -> None:
         store.write_part(folder, store.plan_name(paths), part, [], {})
     out = tmp_path / "out"
     out.mkdir()
-    pipeline._kept.clear()
     settings = Settings(
         k=10,
         dataset=DatasetConfig(root=str(root), balanced="seeds", unbalanced="pool", eval=None),
         encoder=EncoderConfig(checkpoint=str(checkpoint.path), device="cpu"),
         cache_dir=str(tmp_path / "cache"),
     )
-    finish.run(settings, out)
+    pipeline.run(settings, out)
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["num_seeds"], summary["num_pool"]) == (22160, 20371)
     table = pq.read_table(out / "neighbours_k10.parquet").to_pandas()

@@ -14,13 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from balance import finish, pipeline
-from balance.config import DatasetConfig, Settings
-from balance.data.formats import Format
-from balance.encoders.vipant import EncoderConfig
-from balance.records import UserError
-from balance.verify import verify
-from balance.why import why
+from balance import pipeline
+from balance.config import Settings
+from balance.data.config import DatasetConfig, Format
+from balance.encoders.config import EncoderConfig
+from balance.errors import UserError
+from balance.prepared import Prepared
+from balance.results.explain import why
+from balance.results.verification import verify
 from tests import worlds
 
 K = 4
@@ -94,16 +95,16 @@ def settings(world: worlds.World, root: Path, cache: Path, format: Format) -> Se
     )
 
 
-def run(world: worlds.World, root: Path, folder: Path, format: Format) -> tuple[pipeline.Prepared, list[dict]]:
+def run(world: worlds.World, root: Path, folder: Path, format: Format) -> tuple[Prepared, list[dict]]:
     chosen = settings(world, root, folder / "cache", format)
     (folder / "run").mkdir()
-    finish.run(chosen, folder / "run")
+    pipeline.run(chosen, folder / "run")
     with (folder / "run" / f"augmented_k{K}.csv").open(newline="") as file:
-        return pipeline.prepare(chosen), list(csv.DictReader(file))
+        return pipeline.prepare(chosen, pipeline.Kept()), list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
-def reference(world, tmp_path_factory) -> tuple[pipeline.Prepared, list[dict]]:
+def reference(world, tmp_path_factory) -> tuple[Prepared, list[dict]]:
     return run(world, world.root, tmp_path_factory.mktemp("vipant"), Format.vipant)
 
 
@@ -116,7 +117,7 @@ def test_same_embeddings_and_neighbours(world, reference, tmp_path, format):
     prepared, rows = run(world, root, tmp_path, format)
     want, want_rows = reference
     for split in worlds.SPLITS:
-        ours, theirs = prepared.splits[split], want.splits[split]
+        ours, theirs = prepared.embedded.splits[split], want.embedded.splits[split]
         assert ours.index.ids.to_pylist() == theirs.index.ids.to_pylist()
         size = len(theirs.embedded)
         np.testing.assert_array_equal(ours.vectors.read(0, size), theirs.vectors.read(0, size))
@@ -130,7 +131,7 @@ def test_same_embeddings_and_neighbours(world, reference, tmp_path, format):
     assert f"augmented_k{K}_weight.csv" in written
     assert not any(name.startswith("src_") for name in written)
     assert ours.index.lines is None
-    ids = {split: set(part.index.ids.to_pylist()) for split, part in prepared.splits.items()}
+    ids = {split: set(part.index.ids.to_pylist()) for split, part in prepared.embedded.splits.items()}
     left = sorted(ids["pool"] - {row["id"] for row in rows})[0]
     assert why(str(tmp_path / "run"), left) == [f"out: {left} is in the pool, but in no seed's top {K}"]
     kept_out = sorted(ids["eval"])[0]
@@ -150,7 +151,7 @@ def test_members_that_cannot_be_decoded_are_named(world, tmp_path):
         file.write(b"\0" * member.size)
     chosen = settings(world, root, tmp_path / "cache", Format.webdataset)
     chosen.max_failures = 0.1
-    (failure,) = pipeline.prepare(chosen).failures
+    (failure,) = pipeline.prepare(chosen, pipeline.Kept()).embedded.failures
     assert failure.path == f"{shard.name}: {member.name}"
     assert (failure.split, failure.reason) == ("pool", "undecodable")
     assert str(tmp_path) not in failure.detail
@@ -162,7 +163,7 @@ def test_own_vectors_give_the_neighbours_of_the_run(world, reference, tmp_path):
     root = tmp_path / "data"
     root.mkdir()
     for split, name in worlds.SPLITS.items():
-        part = prepared.splits[split]
+        part = prepared.embedded.splits[split]
         np.save(root / f"{name}.npy", part.vectors.read(0, len(part.embedded)))
         (root / f"{name}.ids.txt").write_text(
             "".join(f"{id}\n" for id in part.index.take(part.embedded).ids.to_pylist())
@@ -175,7 +176,7 @@ def test_own_vectors_give_the_neighbours_of_the_run(world, reference, tmp_path):
         cache_dir=str(tmp_path / "cache"),
     )
     (tmp_path / "run").mkdir()
-    finish.run(own, tmp_path / "run")
+    pipeline.run(own, tmp_path / "run")
     with (tmp_path / "run" / f"augmented_k{K}.csv").open(newline="") as file:
         assert list(csv.DictReader(file)) == want_rows
     assert (tmp_path / "run" / f"src_augmented_k{K}.csv").exists()

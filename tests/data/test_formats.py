@@ -22,9 +22,10 @@ import soundfile
 
 from balance.audio import decode
 from balance.data import media
-from balance.data.formats import ColumnsConfig, Format, read_split, write_index
+from balance.data.config import ColumnsConfig, Format
+from balance.data.formats import read_split, write_index
 from balance.data.vipant_index import NoSuchIndex, index_weights
-from balance.records import UserError
+from balance.errors import UserError
 
 COLUMNS = ColumnsConfig()
 NAMES = {"id": "video_id", "audio": "audio", "labels": "labels"}

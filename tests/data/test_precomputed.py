@@ -15,7 +15,7 @@ import pytest
 from balance.data import precomputed
 from balance.data.precomputed import read_guard, read_vectors, refuse_other_dims
 from balance.data.vipant_index import NoSuchIndex
-from balance.records import UserError
+from balance.errors import UserError
 
 IDS = ["--a_b", "zz", "b-c", "naïve", "id.with.dots"]
 X = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)

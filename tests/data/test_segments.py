@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from balance.data.build_index import IndexConfig, build
+from balance.data.build_index import build
+from balance.data.config import IndexConfig
 from balance.data.media_scan import scan
 from balance.data.segments import match, read_list, to_index, wanted
 from balance.data.vipant_index import read_index
-from balance.records import UserError
+from balance.errors import UserError
 from tests.paths import SHARED
 
 REAL = SHARED / "data" / "audioset" / "balanced_train_segments.csv"

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from balance.data import vipant_index
 from balance.data.vipant_index import index_weights, read_index, resolve
-from balance.records import Labels, UserError
+from balance.errors import UserError
+from balance.records import Labels
 
 
 def record(id: str, **more: object) -> dict[str, object]:

@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from balance.embed.store import DecodeFailure, PartRows, Store, part_done, plan_name, write_part
-from balance.records import Facts, UserError
+from balance.embed.store import PartRows, Store, part_done, plan_name, write_part
+from balance.errors import UserError
+from balance.records import DecodeFailure, Facts
 
 
 def _rows(names: list[str], dim: int, seed: int) -> PartRows:

@@ -18,8 +18,9 @@ from balance.audio.decoders import DecodeSettings, plan_slots
 from balance.audio.fbank import log_mel
 from balance.embed import store, worker
 from balance.encoders.checkpoint import read_checkpoint
-from balance.encoders.vipant import Precision, build_encoder
-from balance.engine import local
+from balance.encoders.device import worker_devices
+from balance.encoders.precision import Precision
+from balance.encoders.vipant import build_encoder
 from balance.records import Index, Labels
 from tests import worlds
 
@@ -92,7 +93,7 @@ def test_the_bytes_do_not_depend_on_workers_or_processes(tmp_path: Path) -> None
     for num_workers, num_processes in ((1, 1), (3, 1), (2, 2)):
         task = _task(tmp_path, index, num_workers=num_workers)
         seen: list[worker.Progress] = []
-        local.embed_on(task, local.worker_devices("cpu", num_processes), seen.append)
+        worker.embed_on(task, worker_devices("cpu", num_processes), seen.append)
         assert sum(r.num_clips for r in seen) == 60
         made.append(_bytes(task.directory))
     assert made[0] == made[1] == made[2]

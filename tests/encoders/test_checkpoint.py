@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from balance.audio.fbank import FrontEnd
 from balance.encoders.checkpoint import TowerConfig, read_checkpoint, tower_shapes, write_random_checkpoint
 from balance.encoders.safe_load import Cfg, unpickle
-from balance.records import UserError
+from balance.errors import UserError
 from tests.paths import VIPANT
 
 NAMES = ["clip_head", "clip_head_omegaconf21", "clip_head_vision_pos", "naive_head"]

@@ -8,7 +8,8 @@ import torch
 
 from balance.audio.fbank import log_mel
 from balance.encoders.checkpoint import read_checkpoint
-from balance.encoders.vipant import Precision, build_encoder
+from balance.encoders.precision import Precision
+from balance.encoders.vipant import build_encoder
 from tests.paths import VIPANT
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -9,9 +9,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
+from balance.probe.config import ProbeConfig
 from balance.probe.features import BLOCK_ROWS, Space, TrainingSet
 from balance.probe.logistic import Columns, Solver, fit
-from balance.probe.runner import ProbeConfig
 from balance.search.top_k import ArrayVectors
 
 CPU = torch.device("cpu")

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from balance.config import DatasetConfig
-from balance.encoders.vipant import EncoderConfig
-from balance.probe.__main__ import ProbeSettings
-from balance.probe.__main__ import run as probe_run
+from balance.config import ProbeSettings
+from balance.data.config import DatasetConfig
+from balance.encoders.config import EncoderConfig
+from balance.errors import UserError
+from balance.probe.config import ProbeConfig
+from balance.probe.job import run as probe_run
 from balance.probe.page import render
-from balance.probe.runner import ProbeConfig
-from balance.records import UserError
 from tests import browser, worlds
 from tests.command import command, run
 from tests.worlds import World

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from balance.errors import UserError
 from balance.probe import conclusions, training_sets
+from balance.probe.config import Judge, ProbeConfig
 from balance.probe.data import Problem, Side
 from balance.probe.features import TrainingSet
 from balance.probe.logistic import Columns, fit
 from balance.probe.ranking_metrics import Ranking, macro
-from balance.probe.runner import Judge, Probe, ProbeConfig
-from balance.records import UserError
+from balance.probe.runner import Probe
 from balance.search.top_k import ArrayVectors
 from tests.paths import REPOSITORY
 

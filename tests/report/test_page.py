@@ -4,17 +4,22 @@ import csv
 import json
 import math
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from balance.config import DatasetConfig, ReportConfig, Settings
+from balance.curation.config import AugmentConfig, Copies
 from balance.curation.curate import curate
-from balance.curation.decontaminate import AugmentConfig, Copies, Removed
-from balance.pipeline import Prepared
+from balance.curation.decontaminate import Removed
+from balance.data.ontology import read_parents
+from balance.prepared import Embedded, Prepared
 from balance.records import Facts, Failure, Index, Labels, Neighbours, Split
-from balance.report.page import Path, listening, render, write_report, write_sweep
+from balance.report import listening
+from balance.report.page import About, render, write_report
+from balance.report.sweep import write_sweep
 from balance.results.tables import summarise
 from balance.search.top_k import ArrayVectors
 from balance.stats import run_stats
@@ -66,9 +71,14 @@ K = 8
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("root with ümlaut & <x>")
     (root / "ontology.json").write_text(json.dumps(ONTOLOGY))
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(root):
     rng = np.random.default_rng(0)
     seeds, pool = make_split("s", 40, rng, root), make_split("p", 300, rng, root)
     weights = rng.random(300) ** 4
@@ -78,17 +88,19 @@ def run(tmp_path_factory):
     )
     config = AugmentConfig(copies=Copies.exact, budget=120)
     prepared = Prepared(
-        splits={"seeds": seeds, "pool": pool},
-        failures=(Failure("x", "pool", "x.mp3", "missing", ""),),
-        ontology={x["id"]: x["name"] for x in ONTOLOGY},
-        fingerprint="f",
-        identity="",
-        device="cpu",
-        precision="float32",
-        precision_report=None,
-        inputs={},
+        embedded=Embedded(
+            splits={"seeds": seeds, "pool": pool},
+            failures=(Failure("x", "pool", "x.mp3", "missing", ""),),
+            ontology={x["id"]: x["name"] for x in ONTOLOGY},
+            fingerprint="f",
+            identity="",
+            device="cpu",
+            precision="float32",
+            precision_report=None,
+            inputs={},
+            times_s={},
+        ),
         times_s={},
-        settings=Settings(k=K, dataset=DatasetConfig(root=str(root)), augment=config, num_workers=1),
         leaks=Removed.of(np.array([5]), "leak_id", pa.array(["e<1>"])),
         eligible=np.arange(300),
         neighbours=neighbours,
@@ -97,16 +109,27 @@ def run(tmp_path_factory):
     return prepared, curated, summarise(prepared, K, curated.union)
 
 
+def about(root, media_base=None):
+    return About(
+        dataset="audioset",
+        is_demo=False,
+        media_root=root,
+        media_base=media_base,
+        parents=read_parents(root / "ontology.json"),
+        seed=1213,
+    )
+
+
 @pytest.fixture(scope="module")
-def page(run, tmp_path_factory):
+def page(run, root, tmp_path_factory):
     prepared, curated, summary = run
     folder = tmp_path_factory.mktemp("run")
-    return write_report(folder, prepared=prepared, k=K, curated=curated, summary=summary)
+    return write_report(folder, about(root), prepared=prepared, k=K, curated=curated, summary=summary)
 
 
-def test_same_bytes_twice_and_small(run, page, tmp_path):
+def test_same_bytes_twice_and_small(run, root, page, tmp_path):
     prepared, curated, summary = run
-    again = write_report(tmp_path, prepared=prepared, k=K, curated=curated, summary=summary)
+    again = write_report(tmp_path, about(root), prepared=prepared, k=K, curated=curated, summary=summary)
     assert again.read_bytes() == page.read_bytes()
     assert len(page.read_bytes()) < 5_000_000
     assert not [x for x in page.parent.iterdir() if x != page]
@@ -120,17 +143,14 @@ def test_text_is_escaped_and_pairs_are_there(page):
     assert "Beyond the budget" in text
 
 
-def test_media_links(run, page):
+def test_media_links(run, root, page):
     prepared, _, _ = run
     text = page.read_text()
     assert text.count('<audio controls preload="none" src="file:///') == text.count("<audio")
     assert "p0.3_1.jpg" in text
     elsewhere = listening.base_url("https://example.org/a b/", prepared.seeds.index.file)
     assert elsewhere == "https://example.org/a b/"
-    settings = prepared.settings
-    settings.report = ReportConfig(media_base="https://example.org/media")
-    moved = render(prepared, K, run[1], run[2])
-    settings.report = ReportConfig()
+    moved = render(about(root, "https://example.org/media"), prepared, K, run[1], run[2])
     assert 'src="https://example.org/media/d/aclip/' in moved
     assert 'src="file:' not in moved
 
@@ -143,11 +163,10 @@ def test_ancestors_against_loops():
     assert [set(got[i]) for i in range(4)] == expected
 
 
-def test_parents_of_an_ontology(run):
-    root = run[0].settings.dataset.root
-    parents = run_stats.read_parents(Path(root) / "ontology.json")
+def test_parents_of_an_ontology(root):
+    parents = read_parents(root / "ontology.json")
     assert parents["/m/00"] == ["/m/top", "/m/mid"]
-    assert run_stats.read_parents(None) == {}
+    assert read_parents(root / "none.json") == {}
 
 
 def test_measurements_against_loops(run):
@@ -155,12 +174,12 @@ def test_measurements_against_loops(run):
     parents = {"/m/00": ["/m/mid"], "/m/01": ["/m/mid"]}
     seeds, pool = prepared.seeds, prepared.pool
     found = run_stats.measure(
-        splits=prepared.splits,
+        splits=prepared.embedded.splits,
         eligible=prepared.eligible,
         neighbours=prepared.neighbours,
         k=K,
-        curated=curated,
-        ontology=prepared.ontology,
+        chosen=curated.union.pool_rows,
+        ontology=prepared.embedded.ontology,
         parents=parents,
     )
     rows = prepared.neighbours.pool_rows[:, :K].tolist()
@@ -244,7 +263,7 @@ def test_listening_takes_the_best_and_the_worst(run):
     assert all(not clip["frame"] for clip in first)  # no such files there
 
 
-def test_a_run_without_labels_or_media(run, tmp_path):
+def test_a_run_without_labels_or_media(run, root):
     prepared, _, _ = run
     bare = {
         name: Split(
@@ -253,10 +272,9 @@ def test_a_run_without_labels_or_media(run, tmp_path):
             s.vectors,
             None,
         )
-        for name, s in prepared.splits.items()
+        for name, s in prepared.embedded.splits.items()
     }
-    fields = {f: getattr(prepared, f) for f in prepared.__dataclass_fields__} | {"splits": bare, "failures": ()}
-    nothing = Prepared(**fields)
+    nothing = replace(prepared, embedded=replace(prepared.embedded, splits=bare, failures=()))
     curated = curate(
         AugmentConfig(),
         seed=1,
@@ -266,7 +284,7 @@ def test_a_run_without_labels_or_media(run, tmp_path):
         neighbours=prepared.neighbours.top(1),
     )
     summary = summarise(nothing, 1, union_of(prepared.neighbours.top(1)))
-    text = render(nothing, 1, curated, summary)
+    text = render(about(root), nothing, 1, curated, summary)
     assert "No seed has labels." in text
     assert "given without media" in text
 

@@ -14,13 +14,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from balance import finish
-from balance.compare import compare
-from balance.config import DatasetConfig, EncoderConfig, Settings
-from balance.curation.decontaminate import AugmentConfig, Copies, Leaks
-from balance.records import UserError
-from balance.verify import similarity, verify
-from balance.why import why
+from balance import pipeline
+from balance.config import Settings
+from balance.curation.config import AugmentConfig, Copies, Leaks
+from balance.data.config import DatasetConfig
+from balance.encoders.config import EncoderConfig
+from balance.errors import UserError
+from balance.results.comparison import compare
+from balance.results.explain import why
+from balance.results.verification import similarity, verify
+from balance.runtime import files
 from tests import worlds
 
 
@@ -48,7 +51,7 @@ def runs(tmp_path_factory):
         )
         folders.append(base / f"run{k}")
         folders[-1].mkdir()
-        finish.run(settings, folders[-1])
+        pipeline.run(settings, folders[-1])
     return world, *folders
 
 
@@ -148,7 +151,7 @@ def test_verify_recomputes_similarities(runs, tmp_path):
     at = table.schema.get_field_index("similarity")
     pq.write_table(table.set_column(at, "similarity", [values]), path)
     manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["outputs"][path.name] = finish.files.sha256_file(path)
+    manifest["outputs"][path.name] = files.sha256_file(path)
     (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="1 of 30 neighbour rows do not follow"):
         verify(str(copy))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from balance.runtime import locks
 
-HOLD = "import sys, time; from pathlib import Path; from balance import locks; \
+HOLD = "import sys, time; from pathlib import Path; from balance.runtime import locks; \
 assert locks.acquire(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
 
 

@@ -21,9 +21,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from balance.records import Float32, UserError
+from balance.errors import UserError
+from balance.records import Float32
 from balance.search import candidates, rescore, streaming, top_k
-from balance.search.top_k import ArrayVectors, Backend, SearchConfig, cached_search, search
+from balance.search.config import Backend, SearchConfig
+from balance.search.top_k import ArrayVectors, cached_search, search
 from tests.paths import REPOSITORY
 from tests.search_reference import crowded, reference
 
@@ -201,7 +203,7 @@ def test_lists_of_the_nearest(cosine: float, monkeypatch: pytest.MonkeyPatch) ->
         return torch.from_numpy(scores), torch.from_numpy(rows)
 
     monkeypatch.setattr(candidates, "FAISS_MOST_ON_GPU", 40)
-    monkeypatch.setattr(top_k, "choose", lambda *_: (candidates.FaissLists(knn, CPU), "lists"))
+    monkeypatch.setattr(candidates, "choose", lambda *_: (candidates.FaissLists(knn, CPU), "lists"))
     seeds, pool = crowded(9, 20, cosine, seed=30), crowded(3000, 20, cosine, seed=31)
     pool[1000:1200] = crowded(200, 20, cosine / 2 + 0.499, seed=32)
     pool[2000:2100] = pool[7]
@@ -297,17 +299,17 @@ def test_user_errors() -> None:
 def test_missing_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)  # what import sees where it is not installed
     with pytest.raises(UserError, match=r"pip install faiss-cpu.*search.backend=torch"):
-        top_k.choose(Backend.faiss, CPU)
-    assert "torch on cpu" in (line := top_k.choose(Backend.auto, CPU)[1])
+        candidates.choose(Backend.faiss, CPU)
+    assert "torch on cpu" in (line := candidates.choose(Backend.auto, CPU)[1])
     assert "FAISS is not installed" in line
 
 
 def test_choice_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    assert "FAISS on cpu, first pass in float32 (auto: no GPU" in top_k.choose(Backend.auto, CPU)[1]
-    assert "torch on cpu" in top_k.choose(Backend.torch, CPU)[1]
+    assert "FAISS on cpu, first pass in float32 (auto: no GPU" in candidates.choose(Backend.auto, CPU)[1]
+    assert "torch on cpu" in candidates.choose(Backend.torch, CPU)[1]
     # This FAISS knows no GPU: whoever asks for it on one is told.
     if not hasattr(sys.modules["faiss"], "knn_gpu"):
-        product, _ = top_k.choose(Backend.faiss, torch.device("cuda:0"))
+        product, _ = candidates.choose(Backend.faiss, torch.device("cuda:0"))
         assert product.device == CPU
         assert "built for CPUs only" in caplog.text
 
@@ -382,9 +384,10 @@ SLOW_SEARCH = """
 import json, logging, sys, time
 from pathlib import Path
 import numpy as np, torch
-from balance import neighbours
+from balance.search import streaming, top_k
+from balance.search.config import Backend, SearchConfig
 
-class Slow(neighbours.ArrayVectors):
+class Slow(top_k.ArrayVectors):
     reads = 0
     def read(self, start, stop):
         Slow.reads += 1
@@ -393,13 +396,13 @@ class Slow(neighbours.ArrayVectors):
         return super().read(start, stop)
 
 logging.basicConfig(level=logging.INFO)
-neighbours.scan.GROUP_ROWS, neighbours.WAIT_S = 100, 0.05
+streaming.GROUP_ROWS, top_k.WAIT_S = 100, 0.05
 folder = Path(sys.argv[1])
 vectors = np.load(folder / "vectors.npy")
-config = neighbours.SearchConfig(backend=neighbours.Backend.torch, k_cache=30)
-original = neighbours.search
-neighbours.search = lambda *args, **options: original(*args, **options, block_rows=50)
-found = neighbours.cached_search(
+config = SearchConfig(backend=Backend.torch, k_cache=30)
+original = top_k.search
+top_k.search = lambda *args, **options: original(*args, **options, block_rows=50)
+found = top_k.cached_search(
     folder / "cache", "key", vectors[:20], Slow(vectors[20:]), 10, config, device=torch.device("cpu")
 )
 np.save(folder / f"{sys.argv[3]}.npy", found[0])
@@ -455,8 +458,9 @@ STREAMED = """
 import os, sys
 from pathlib import Path
 import numpy as np, torch
-from balance.neighbours import Backend, SearchConfig, search
-from balance.vectors import FlatVectors
+from balance.search.config import Backend, SearchConfig
+from balance.search.top_k import search
+from balance.data.precomputed import FlatVectors
 
 dim, num_seeds, k = 512, 64, 100
 pool = FlatVectors(os.open(sys.argv[1], os.O_RDONLY), 0, (os.path.getsize(sys.argv[1]) // (4 * dim), dim), "", None)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from balance.search import candidates
-from balance.search.top_k import ArrayVectors, Backend, SearchConfig, search
+from balance.search.config import Backend, SearchConfig
+from balance.search.top_k import ArrayVectors, search
 from tests.search_reference import crowded, reference
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

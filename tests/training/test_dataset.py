@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from balance.audio import fbank
 from balance.data.vipant_index import read_index
-from balance.records import UserError
+from balance.errors import UserError
 from balance.results.train_root import write_train_root
 from balance.training.dataset import (
     VIPANT_FRONT_END,

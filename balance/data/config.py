@@ -1,0 +1,104 @@
+"""The keys of `dataset` and `index`: which lists and media, in which form."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from balance.runtime.keys import key
+
+
+class Format(Enum):
+    """How index and media lie on disk."""
+
+    vipant = "vipant"
+    ast_json = "ast_json"
+    parquet = "parquet"
+    webdataset = "webdataset"
+    segments = "segments"
+    embeddings = "embeddings"
+
+    @property
+    def in_containers(self) -> bool:
+        """Whether the clips lie inside larger files, which the index was read from: none can be missing alone."""
+        return self in (Format.parquet, Format.webdataset)
+
+
+@dataclass(kw_only=True, slots=True)
+class ColumnsConfig:
+    """Names of the columns of parquet files."""
+
+    id: str = key("video_id", "column of the clip's id (dataset.format=parquet)")
+    audio: str = key("audio", "column of the audio bytes")
+    labels: str = key("labels", "column of the list of labels")
+
+    def __post_init__(self) -> None:
+        names = [self.id, self.audio, self.labels]
+        if "" in names or len(set(names)) < 3:
+            raise ValueError(f"dataset.columns must be three different names, got {names}")
+
+
+@dataclass(kw_only=True, slots=True)
+class DatasetConfig:
+    """Which index files and media."""
+
+    name: str = key("audioset", "keeps the stores of different data sets apart")
+    format: Format = key(Format.vipant, "vipant, ast_json, parquet, webdataset, segments or embeddings", common=True)
+    root: str | None = key(None, "folder with the index files and the media (required)", common=True)
+    media: str | None = key(None, "folder of the media, if elsewhere than dataset.root", common=True)
+    balanced: str = key("balanced_train_segments", "the seeds: an index's name or path", common=True)
+    unbalanced: str = key("unbalanced_train_segments", "the pool to choose from", common=True)
+    eval: str | None = key("eval_segments", "the clips that must never be chosen; null: no guard", common=True)
+    ontology: str | None = key(None, "names for label ids; default: ontology.json under the root, if it is there")
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise ValueError(f"dataset.name={self.name}: a name for folders, without slashes")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MediaSource:
+    """Where clips' bytes lie: the media root, `dataset.format`, and the names of parquet columns."""
+
+    root: Path
+    format: Format
+    columns: ColumnsConfig
+
+
+INDEX_EXAMPLES = {
+    "segments": "[balanced_train_segments.csv,unbalanced_train_segments.csv]",
+    "media": "/data/audioset",
+    "out": "/data/indexes",
+}
+
+
+@dataclass(kw_only=True, slots=True)
+class IndexConfig:
+    """The keys of `python -m balance.index`."""
+
+    segments: Any = key(None, "an official list file, or several: [a.csv,b.csv] (required)", common=True)
+    media: str | None = key(None, "the folder to walk, in VIP-ANT's layout or flat (required)", common=True)
+    out: str | None = key(None, "where src_*.csv are written, and links for flat media (required)", common=True)
+    require_frames: bool | None = key(
+        None, "leave out clips without a frame; default: if the media have any frame/ folder", common=True
+    )
+    link: bool | None = key(None, "make a tree of links under index.out; default: if the media lie flat", common=True)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.segments, str):
+            self.segments = [self.segments]
+        if self.segments is not None:
+            if not isinstance(self.segments, list) or not all(isinstance(path, str) for path in self.segments):
+                raise ValueError(
+                    f"index.segments={self.segments} was given; a list file is needed, or several: "
+                    f"index.segments={INDEX_EXAMPLES['segments']}"
+                )
+            self.segments = [os.path.expanduser(path) for path in self.segments]
+        stems = [Path(path).stem for path in self.segments or []]
+        if twice := [stem for stem, count in Counter(stems).items() if count > 1]:
+            raise ValueError(f"index.segments has two lists named {twice[0]}: each gives src_{twice[0]}.csv")

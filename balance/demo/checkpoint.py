@@ -1,0 +1,26 @@
+"""The demo's own small checkpoint: the published architecture with random weights, made beside the demo's audio."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from balance.audio.fbank import FrontEnd
+from balance.demo import sounds
+from balance.encoders.checkpoint import TowerConfig, write_random_checkpoint
+
+# The published shape in small; 5 s, the longest demo clip.
+_TOWER = TowerConfig(width=128, num_layers=2, dim=64, patch=(32, 32), stride=(16, 24), max_frames=500, num_mel_bins=128)
+_FRONT_END = FrontEnd(max_frames=500, num_mel_bins=128, mean=-4.93839311, std=5.75751113, zero_mean=True)
+
+
+def ensure_demo(root: Path, *, num_processes: int, wrap: Callable[[dict[str, Any]], Any]) -> None:
+    """The demo's audio, indexes and checkpoint in `root`, made where they are not there.
+
+    wrap: makes the pickled configuration, `config.as_omegaconf`. Raises UserError, OSError.
+    """
+    sounds.ensure(root, num_processes=num_processes)
+    path = root / "checkpoint.pth"
+    if not path.is_file():
+        write_random_checkpoint(path, seed=sounds.SEED, config=_TOWER, front_end=_FRONT_END, wrap=wrap)

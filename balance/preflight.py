@@ -1,0 +1,62 @@
+"""Everything that is refused before work begins, and that no single file can show.
+
+In: the configuration's own parts, and the indexes as read. Out: nothing, or the UserError that says what to type. The
+media inventory, which costs a directory scan, follows in the embedding stage, before anything is embedded.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from balance.curation.decontaminate import refuse_seeds_in_eval
+from balance.encoders.config import EncoderConfig
+from balance.errors import UserError
+from balance.records import Index
+
+log = logging.getLogger(__name__)
+
+
+def check_root(root: Path) -> None:
+    """UserError where the folder of the indexes is none."""
+    if not root.is_dir():
+        raise UserError(f"dataset.root={root}: there is no such folder; type the folder with the index files")
+
+
+def check_indexes(k: int, budget: int | None, indexes: Mapping[str, Index]) -> None:
+    """UserError: audio keys that differ, k beyond the pool, a budget below the seeds, seeds in eval."""
+    seeds, pool = indexes["seeds"], indexes["pool"]
+    for split, index in indexes.items():
+        log.info("%s: %s clips in %s", split, f"{len(index):,}", index.file)
+    if seeds.audio_key != pool.audio_key:
+        raise UserError(
+            f"{seeds.file} uses the key {seeds.audio_key!r} and {pool.file} {pool.audio_key!r}: the published loader "
+            "decides by the first line of the joint index, so both must use one; write one of them anew"
+        )
+    check_k(k, len(pool), f"that {pool.file} lists")
+    if budget is not None and budget < len(seeds):
+        raise UserError(
+            f"augment.budget={budget} is below the {len(seeds):,} seeds, which all stay: type a number of clips from "
+            f"{len(seeds)} on"
+        )
+    if "eval" in indexes:
+        refuse_seeds_in_eval(seeds.ids, indexes["eval"].ids)
+
+
+def check_k(k: int, num_pool: int, which: str) -> None:
+    """UserError if there are fewer than k pool clips to choose from."""
+    if not num_pool:
+        raise UserError(f"there are no pool clips {which}: name another dataset.unbalanced")
+    if k > num_pool:
+        raise UserError(f"k={k} is more than the {num_pool:,} pool clips {which}; type k={num_pool} or less")
+
+
+def checkpoint_path(config: EncoderConfig) -> Path:
+    """The checkpoint that was given; UserError where none was."""
+    if config.checkpoint is None:
+        raise UserError(
+            "encoder.checkpoint is not given: type encoder.checkpoint=/path/to/00071478.pth (the README says where it "
+            "is), or try dataset=demo"
+        )
+    return Path(config.checkpoint).expanduser()

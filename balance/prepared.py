@@ -1,0 +1,67 @@
+"""What the pipeline hands on: a run up to its embeddings, and up to its neighbours. Frozen; one holds the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from balance.curation.decontaminate import Removed
+from balance.embed.checks import PrecisionReport
+from balance.records import Failure, Int64, Neighbours, Split
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Embedded:
+    """A run up to the embeddings: what does not depend on k.
+
+    splits: `seeds`, `pool` and, where it was found, `eval`; failures: of all splits, in the order of failures.jsonl;
+    ontology: label id -> name; fingerprint: of what decides the embeddings' numbers (hex); identity: changes when
+    their bytes do; inputs: path -> sha256 of the files read; times_s: seconds of each stage.
+    """
+
+    splits: Mapping[str, Split]
+    failures: tuple[Failure, ...]
+    ontology: Mapping[str, str]
+    fingerprint: str
+    identity: str
+    device: str
+    precision: str
+    precision_report: PrecisionReport | None
+    inputs: Mapping[str, str]
+    times_s: Mapping[str, float]
+
+    @property
+    def seeds(self) -> Split:
+        return self.splits["seeds"]
+
+    @property
+    def pool(self) -> Split:
+        return self.splits["pool"]
+
+    @property
+    def eval(self) -> Split | None:
+        return self.splits.get("eval")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Prepared:
+    """A run up to the neighbours.
+
+    leaks: pool clips kept out as copies of evaluation clips; eligible: (e,) int64 pool rows that may be neighbours,
+    ascending; neighbours: at max(k, search.k_cache), at most the eligible pool; times_s: seconds of each stage of this
+    job (a sweep's later job embeds nothing).
+    """
+
+    embedded: Embedded
+    leaks: Removed
+    eligible: Int64
+    neighbours: Neighbours
+    times_s: Mapping[str, float]
+
+    @property
+    def seeds(self) -> Split:
+        return self.embedded.seeds
+
+    @property
+    def pool(self) -> Split:
+        return self.embedded.pool

@@ -1,0 +1,53 @@
+"""The keys of `probe`."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from balance.runtime.keys import key, key_from
+
+
+class Judge(enum.Enum):
+    """In how many folds a label is judged: `all`, `one` (five times cheaper), `auto`: by the size of the table."""
+
+    auto = "auto"
+    all = "all"
+    one = "one"
+
+
+def _grid() -> list[float]:
+    return [float(f"{10 ** (-i / 2):.3g}") for i in range(13)]
+
+
+@dataclass(kw_only=True, slots=True)
+class ProbeConfig:
+    """Which training sets are compared, in which space, and how carefully."""
+
+    k: list[int] = key_from(lambda: [4, 10, 32, 100, 512], "neighbours per seed, one arm each", common=True)
+    draws: int = key(5, "size-matched random sets for each arm", common=True)
+    stratified: bool = key(False, "also as many random sets with the same label sets", common=True)
+    runs: list[str] = key_from(list, "folders of finished (curated) runs, an arm each", common=True)
+    embeddings: str | None = key(
+        None, "another encoder's embeddings to judge in: a store or a folder of vectors", common=True
+    )
+    penalties: list[float] = key_from(_grid, "the grid of λ (mean BCE + λ‖W‖²/2)")
+    steps: int = key(16, "optimiser steps of every fit, one pass over its rows each")
+    folds: int = key(5, "folds over the held-out seeds")
+    judge: Judge = key(Judge.auto, "judge each label in all folds or in one; auto: by the size of the table")
+    votes: int = key(20, "nearest clips of the k-NN reading")
+    bootstrap: int = key(1000, "bootstrap replicates")
+    memory_bytes: int = key(2 << 30, "training sets above it are read anew in every pass")
+
+    def __post_init__(self) -> None:
+        for name, least in (("draws", 2), ("steps", 2), ("folds", 2), ("votes", 1), ("bootstrap", 100)):
+            if getattr(self, name) < least:
+                raise ValueError(f"probe.{name}={getattr(self, name)}: at least {least}")
+        if not self.k or min(self.k) < 1 or len(set(self.k)) < len(self.k):
+            raise ValueError(f"probe.k={self.k}: different numbers of neighbours, each at least 1, as probe.k=[10,100]")
+        if not self.penalties or not all(0 < x < float("inf") for x in self.penalties):
+            raise ValueError(f"probe.penalties={self.penalties}: numbers above 0, such as [1e-2,1e-3,1e-4]")
+        if self.memory_bytes < 0:
+            raise ValueError(f"probe.memory_bytes={self.memory_bytes}: at least 0")
+        self.k = sorted(self.k)
+        self.penalties = sorted(set(self.penalties), reverse=True)

@@ -1,0 +1,107 @@
+"""A probe from its settings to its files: probe.csv, probe.json, probe.html, and the sentences on the console.
+
+Prepares what is missing (embeddings, neighbours), runs the table of training sets, writes what was found. A stopped
+probe goes on at its next cell.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from balance import pipeline
+from balance.config import ProbeSettings
+from balance.errors import UserError
+from balance.prepared import Prepared
+from balance.probe import conclusions, page
+from balance.probe.data import of_prepared
+from balance.probe.results import READINGS
+from balance.probe.runner import Probe
+from balance.runtime import files
+
+log = logging.getLogger(__name__)
+
+
+def run(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
+    """The whole job into `folder`; returns what probe.json holds. Raises UserError, OSError."""
+    for key, folders in (("embeddings", [settings.probe.embeddings]), ("runs", settings.probe.runs)):
+        for given in folders:
+            if given is not None and not Path(given).expanduser().is_dir():
+                raise UserError(f"probe.{key}={given}: no such folder")
+    prepared = _prepare(settings)
+    problem = of_prepared(prepared, settings.dataset, settings.probe.embeddings)
+    bar: Any = tqdm(desc="probe", unit="cell", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+
+    def progress(what: str, done: int) -> None:
+        bar.n = done
+        bar.set_postfix_str(what)
+
+    probe = Probe(
+        problem,
+        settings.probe,
+        seed=settings.seed,
+        device=torch.device(prepared.embedded.device),
+        cache=settings.cache / "probe",
+        progress=progress,
+    )
+    table = probe.arms()
+    bar.total = len(table)
+    with bar:
+        found = conclusions.find(probe, probe.run(table))
+    title = settings.dataset.name
+    files.write_json(folder / "probe.json", {"dataset": title, **found})
+    write_csv(folder / "probe.csv", found)
+    with files.atomic_text(folder / "probe.html") as file:
+        file.write(page.render(title, found))
+    for sentence in [*found["sentences"], *found["limits"], *(f"warning: {w}" for w in found["warnings"])]:
+        log.info("%s", sentence)
+    if settings.is_demo:
+        log.info("the demo encoder's weights are random: this shows the probe at work, not a model")
+    log.info("files: %s", os.path.relpath(folder))
+    log.info("  look at probe.html; the table is probe.csv, everything is in probe.json")
+    return found
+
+
+def _prepare(settings: ProbeSettings) -> Prepared:
+    """The run at the largest `probe.k`; what is said of `k` is said of that key here."""
+    try:
+        return pipeline.prepare(dataclasses.replace(settings, k=settings.probe.k[-1]), pipeline.Kept())
+    except UserError as error:
+        if str(error).startswith("k="):
+            raise UserError(f"of probe.k={settings.probe.k}: {error} in probe.k") from None
+        raise
+
+
+def write_csv(path: Path, found: dict[str, Any]) -> None:
+    """One row an arm and reading: size, λ, figures with their intervals, the mAP's difference to the random arm."""
+    figures = [f"{figure}{end}" for figure in conclusions.FIGURES for end in ("", "_low", "_high")]
+    head = ["arm", "rule", "k", "draws", "reading", "num_clips", "num_pool_clips", "pool_share", "penalty"]
+    head += ["penalty_at_edge", "heldout_map", *figures, "gain", "gain_low", "gain_high", "verdict"]
+    gains = {
+        (row["arm"], row["reading"]): row
+        for row in found["comparisons"]
+        if row["figure"] == "map" and row["against_rule"] == "random"
+    }
+    with files.atomic_text(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(head)
+        for arm in found["arms"]:
+            for reading in READINGS:
+                values = [arm["readings"][reading][f][e] for f in conclusions.FIGURES for e in ("value", "low", "high")]
+                gain = gains.get((arm["arm"], reading), {})
+                is_fit = reading == READINGS[0]
+                writer.writerow(
+                    [arm["arm"], arm["rule"], arm["k"], arm["draws"], reading, arm["num_clips"], arm["num_pool_clips"]]
+                    + [round(arm["pool_share"], 6)]
+                    + ([arm["penalty"], arm["penalty_at_edge"], arm["heldout_map"]] if is_fit else [None] * 3)
+                    + values
+                    + [gain.get(x) for x in ("value", "low", "high", "verdict")]
+                )
