@@ -23,14 +23,8 @@ from torch.utils.data import DataLoader
 from balance.audio.fbank import FrontEnd
 from balance.errors import UserError
 from balance.probe.ranking_metrics import Ranking
-from balance.training.dataset import (
-    ClipDataset,
-    DistributedWeightedSampler,
-    class_names,
-    collate,
-    load_index,
-    sample_weights,
-)
+from balance.training.dataset import ClipDataset, class_names, collate, load_index
+from balance.training.sampler import DistributedWeightedSampler, sample_weights
 
 # Demo clips last 2 to 5 s.
 FRONT_END = FrontEnd(max_frames=400, num_mel_bins=64, mean=-5.0, std=6.0, zero_mean=True)

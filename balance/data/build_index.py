@@ -25,14 +25,14 @@ from balance.errors import UserError
 from balance.records import Index
 from balance.runtime.files import atomic_text, write_json
 
-LINK_CHUNK_CLIPS = 35_000  # clips a folder of links: as many as VIP-ANT's own chunks hold
+LINK_CHUNK_CLIPS = 35_000  # clips per folder of links: as many as VIP-ANT's own chunks hold
 JOINT = "train_segments"
 
 
 def build(config: IndexConfig, *, ontology: dict[str, str] | None = None) -> Iterator[str]:
     """Write the indexes; yields what to tell the user, line by line. ontology: label id -> name, for the inventory.
 
-    UserError where nothing listed is there, or where flat media may not be linked.
+    UserError where no listed clip is present, or where flat media may not be linked.
     """
     for key, example in INDEX_EXAMPLES.items():
         if not getattr(config, key):
@@ -62,12 +62,12 @@ def build(config: IndexConfig, *, ontology: dict[str, str] | None = None) -> Ite
         stem = Path(path).stem
         folders = _link(matched, media, out, stem) if link else None
         _write_index(out, stem, matched, folders)
-        listed, there = len(matched.segments), len(matched.rows)
-        summary["lists"][stem] = {"listed": listed, "found": there}
-        yield f"src_{stem}.csv: {there:,} of the {listed:,} listed clips are there ({there / listed:.1%})"
-        if there < listed and require_frames:
+        listed, present = len(matched.segments), len(matched.rows)
+        summary["lists"][stem] = {"listed": listed, "found": present}
+        yield f"src_{stem}.csv: {present:,} of the {listed:,} listed clips are there ({present / listed:.1%})"
+        if present < listed and require_frames:
             yield "  clips without a frame are left out and count as not there; index.require_frames=false keeps them"
-        if there < listed:
+        if present < listed:
             yield f"  labels that lost most: {_losses(matched, ontology or {})}"
     yield from _advice(found)
     split_line = _write_joint(out, [Path(path).stem for path in config.segments], matches)

@@ -58,10 +58,10 @@ class Found:
     """What the walk found of n wanted ids.
 
     folders: sorted chunk folders (parents of `aclip/`), relative to the root, with slashes; folder: (n,) int32 into
-    them, −1 where the id has no gold clip in that layout; audio, frames: its files there; flat: number -> path
+    them, −1 where the id has no gold clip in that layout; audio, frames: its files in it; flat: number -> path
     relative to the root, for ids that lie only in a flat layout; key: `aclip`, or `clip` where only folders of that
     older name hold audio; has_frames: whether there is any `frame/` folder; unreadable: number -> suffix of listed
-    clips that are there only as files which libsndfile cannot read.
+    clips that have only a file which libsndfile cannot read.
     """
 
     folders: list[str]

@@ -1,11 +1,15 @@
-"""What is there and what could be decoded, before and after the work; and when that is too little, the words for it."""
+"""Which listed files are missing on disk, and when that is too many, the words for it.
+
+In: keys of clips and the media root. Out: a mask, or the UserError that says what to type. Asked before any work, for
+clips that have no embedding yet. Each folder is listed once and no file is looked at, since two million stats on a
+network disk take an hour; the price is that a name counts as a file.
+"""
 
 from __future__ import annotations
 
 import math
 import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +17,25 @@ import numpy as np
 
 from balance.data import media
 from balance.errors import UserError
-from balance.records import Bool, DecodeFailure, Index, Int64
+from balance.records import Bool, Index, Int64
 
 _NAMES_SHOWN = 5
 
 
 def find_missing(media_root: Path, format: str, paths: Any) -> Bool:
-    """Which of these keys (Arrow strings) have no file under the media root; (n,) bool. One scan a folder, no stat.
+    """Which of these keys (Arrow strings, (n,)) have no file under the media root; (n,) bool. One scan per folder.
 
-    A link to nowhere counts as missing. Members of containers are there if their container is.
+    format: the value of `dataset.format`. A link to nowhere counts as missing; a member of a container is present if
+    its container is.
     """
     names = [media.container(format, path) for path in paths.to_pylist()]
-    there: dict[str, set[str]] = {}
+    present: dict[str, set[str]] = {}
     missing = np.zeros(len(names), dtype=bool)
     for row, name in enumerate(names):
         folder, _, file = name.rpartition("/")
-        if folder not in there:
-            there[folder] = _files_in(media_root / folder)
-        missing[row] = file not in there[folder]
+        if folder not in present:
+            present[folder] = _files_in(media_root / folder)
+        missing[row] = file not in present[folder]
     return missing
 
 
@@ -51,7 +56,10 @@ def refuse_missing(
     media_root: Path,
     names: Mapping[str, str],
 ) -> None:
-    """UserError if more than `max_missing` of a split's listed files are absent. missing: rows of the index."""
+    """UserError if more than `max_missing` (a share, 0 to 1) of a split's listed files are missing.
+
+    missing: (m,) rows of the index; names: label id -> name, for the message.
+    """
     share = len(missing) / len(index)
     if share <= max_missing:
         return
@@ -69,7 +77,10 @@ def refuse_missing(
 
 
 def label_losses(index: Index, missing: Int64, names: Mapping[str, str]) -> str:
-    """The labels whose clips are missing most, as `Whistle 12 of 80 (15 %)`, worst share first."""
+    """The five labels that lose the largest share of their clips, the largest first: `Whistle 12 of 80 (15%)`.
+
+    missing: (m,) rows of the index; names: label id -> name.
+    """
     lost = index.labels.take(missing).counts()
     total = index.labels.counts()
     order = sorted(np.flatnonzero(lost), key=lambda c: (-lost[c] / total[c], -lost[c], index.labels.names[c]))
@@ -78,30 +89,6 @@ def label_losses(index: Index, missing: Int64, names: Mapping[str, str]) -> str:
         for c in order[:_NAMES_SHOWN]
     ]
     return ", ".join(shown) or "none (no labels)"
-
-
-def refuse_failures(split: str, failures: Sequence[DecodeFailure], num_present: int, *, max_failures: float) -> None:
-    """UserError if more than `max_failures` of a split's present clips could not be read, or none at all could."""
-    if not failures:
-        return
-    share = len(failures) / num_present
-    none_left = len(failures) == num_present and split != "eval"  # eval clips serve the guard by their ids alone
-    if share <= max_failures and not none_left:
-        return
-    reasons = Counter(f.reason for f in failures)
-    counts = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
-    first = ", ".join(f"{f.path} ({f.detail})" for f in failures[:3])
-    suffix, count = Counter(os.path.splitext(f.path)[1].lower() for f in failures).most_common(1)[0]
-    if suffix.lstrip(".") in media.OTHER_AUDIO_SUFFIXES and count > len(failures) / 2:
-        remedy = f"libsndfile cannot read {suffix} files: convert them, for instance: ffmpeg -i clip{suffix} clip.flac"
-    elif len(failures) == num_present:
-        remedy = "None could be read: look at the files, or at dataset.media"
-    else:
-        remedy = f"What is embedded stays. If that is to be so, type max_failures={round_up(share)}"
-    raise UserError(
-        f"{len(failures):,} of the {num_present:,} {split} clips could not be read ({share:.1%}): {counts}; "
-        f"first: {first}.\n{remedy}"
-    )
 
 
 def round_up(share: float) -> float:

@@ -1,4 +1,8 @@
-"""AudioSet's ontology: names of label ids, and which label implies which."""
+"""AudioSet's ontology: names of label ids, and which label implies which.
+
+In: `ontology.json`, a JSON list of objects with `id`, `name` and `child_ids`. Out: plain dicts, empty where there is no
+such file: labels then go by their ids.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,12 @@ from balance.errors import UserError
 
 
 def ontology_file(given: str | None, root: Path) -> Path:
-    """`dataset.ontology`, else `ontology.json` under the root, there or not."""
+    """`dataset.ontology`, else `ontology.json` under the root; it need not exist."""
     return Path(given).expanduser() if given else root / "ontology.json"
 
 
 def read_ontology(given: str | None, root: Path) -> tuple[dict[str, str], Path | None]:
-    """(label id -> name, the file): of `dataset.ontology`, else of `ontology.json` under the root if it is there."""
+    """(label id -> name, the file): of `dataset.ontology`, else of `ontology.json` under the root if it exists."""
     path = ontology_file(given, root)
     if not path.is_file():
         if given:

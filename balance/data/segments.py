@@ -28,7 +28,7 @@ from balance.runtime.files import atomic_text
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SegmentList:
-    """One official list, a row a segment: ids, bos and eos (seconds, as text), labels (joined by commas, as text)."""
+    """One list, a row per segment: ids; bos, eos: seconds, as text; labels: of one segment, joined by commas."""
 
     file: str
     ids: list[str]
@@ -95,7 +95,10 @@ def wanted(lists: Sequence[SegmentList]) -> Wanted:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Matched:
-    """The rows of a list whose clips are there (n,) int64, ascending, and each one's number in the walk (n,) int64."""
+    """Which rows of a list have media.
+
+    rows: (n,) int64, ascending; numbers: (n,) int64, those rows' numbers in `Wanted` and `Found`.
+    """
 
     segments: SegmentList
     found: Found
@@ -103,28 +106,28 @@ class Matched:
     numbers: Int64
 
     def lost(self) -> Int64:
-        """The rows of the list that are not there."""
+        """The rows of the list that have no media, (m,) int64."""
         present = np.zeros(len(self.segments), dtype=np.bool_)
         present[self.rows] = True
         return np.flatnonzero(~present).astype(np.int64)
 
 
 def match(segments: SegmentList, sought: Wanted, found: Found, *, require_frames: bool) -> Matched:
-    """The listed clips that are there, in the list's order."""
+    """The listed clips that have media (and a frame, where frames are required), in the list's order."""
     numbers = np.fromiter((sought.number[id] for id in segments.ids), dtype=np.int64, count=len(segments))
-    there = found.folder >= 0
+    present = found.folder >= 0
     if require_frames:
-        there &= np.diff(found.frames.offsets) > 0
+        present &= np.diff(found.frames.offsets) > 0
     elif found.flat:
-        there[np.fromiter(found.flat, dtype=np.int64, count=len(found.flat))] = True
-    rows = np.flatnonzero(there[numbers]).astype(np.int64)
+        present[np.fromiter(found.flat, dtype=np.int64, count=len(found.flat))] = True
+    rows = np.flatnonzero(present[numbers]).astype(np.int64)
     return Matched(segments, found, rows, numbers[rows])
 
 
 def lines(matched: Matched, folders: Sequence[str] | None = None) -> Iterator[str]:
-    """The VIP-ANT record of each clip that is there, as a line of JSON with its line end.
+    """The VIP-ANT record of each present clip, as a line of JSON with its line end.
 
-    folders: the `dir` of each clip where it is not where the walk found it (links); flat clips need it.
+    folders: the `dir` of each clip, where links to the media are indexed instead of the media; flat clips need it.
     """
     segments, found = matched.segments, matched.found
     as_json = functools.lru_cache(maxsize=1 << 18)(functools.partial(json.dumps, ensure_ascii=False))
@@ -145,7 +148,7 @@ def lines(matched: Matched, folders: Sequence[str] | None = None) -> Iterator[st
 
 
 def to_index(matched: Matched) -> Index:
-    """The clips that are there, without an index file; `entries` are the lines of the official list."""
+    """The present clips as an index without an index file; `entries` are the lines of the official list."""
     segments, rows = matched.segments, matched.rows.tolist()
     return Index(
         file=segments.file,

@@ -1,4 +1,8 @@
-"""The demo's own small checkpoint: the published architecture with random weights, made beside the demo's audio."""
+"""The whole demo: `sounds` makes its audio and indexes, this module its small checkpoint beside them.
+
+The checkpoint has the published architecture and format, so that the demo takes a real run's path; its weights are
+random, so that nothing need be downloaded. The price: its neighbours show how sounds differ, not what a model knows.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ _FRONT_END = FrontEnd(max_frames=500, num_mel_bins=128, mean=-4.93839311, std=5.
 
 
 def ensure_demo(root: Path, *, num_processes: int, wrap: Callable[[dict[str, Any]], Any]) -> None:
-    """The demo's audio, indexes and checkpoint in `root`, made where they are not there.
+    """The demo's audio, indexes and checkpoint in `root`, made where they do not exist.
 
     wrap: makes the pickled configuration, `config.as_omegaconf`. Raises UserError, OSError.
     """

@@ -1,6 +1,6 @@
 """The demo data set: real audio files of 14 synthetic sound classes in the VIP-ANT layout, made once.
 
-60 balanced seeds, 1,200 pool clips with a long tail, 120 eval clips, one to three labels a clip; mp3, flac and wav,
+60 balanced seeds, 1,200 pool clips with a long tail, 120 eval clips, one to three labels per clip; mp3, flac and wav,
 8 to 48 kHz, mono and stereo, 2 to 5 s; five pool files are broken and five are missing, as in real downloads.
 Everything follows from a fixed seed of its own, so all users have the same demo. Files are made by subprocesses
 (`python -m balance.demo.sounds ROOT SHARD SHARDS`) that import no torch.
@@ -69,7 +69,7 @@ class _DemoClip:
 
 
 def ensure(root: Path, *, num_processes: int) -> None:
-    """Make the demo in `root`, unless it is there; an unfinished one is made anew.
+    """Make the demo in `root`, unless it is complete; an unfinished one is made anew.
 
     Raises UserError if the folder holds something else, OSError if it cannot be written.
     """

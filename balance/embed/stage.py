@@ -26,10 +26,11 @@ import torch
 from balance.audio.decoders import DecodeSettings, plan_slots
 from balance.audio.fbank import FrontEnd
 from balance.data.config import MediaSource
-from balance.data.missing import find_missing, refuse_failures, refuse_missing
+from balance.data.missing import find_missing, refuse_missing
 from balance.embed import store, worker
 from balance.embed.checks import PrecisionReport, check_reused, measure_precision
 from balance.embed.config import EmbedConfig
+from balance.embed.failures import refuse_failures
 from balance.embed.progress import EmbedProgress, duration
 from balance.encoders.checkpoint import Checkpoint
 from balance.encoders.config import EncoderConfig

@@ -1,10 +1,8 @@
-"""A run's result in a training loop of plain PyTorch, without the published loader's silent mistakes.
+"""A run's result as a `torch.utils.data.Dataset`, without the published loader's silent mistakes.
 
-In: an index (`src_augmented_k{K}.csv`, or any VIP-ANT index) and its media; or an index and a k-NN file to filter it
-by. Out: a `torch.utils.data.Dataset`, weights and a sampler. A missing file, a malformed line or a filter that matches
-nothing is an error here, never "no filter"; an unreadable clip is an error or left out, never noise; weighted sampling
-also works under distributed training, where the published code drops the weights. The price: every rank draws the
-whole epoch and keeps its slice, 0.2 s for two million clips.
+In: an index (`src_augmented_k{K}.csv`, or any VIP-ANT index) and its media. Out: examples, and batches by `collate`. A
+malformed line or a filter that matches nothing is an error here; an unreadable clip is an error or left out, never
+noise. The price: a clip is decoded each time that it is asked for, so the data loader's workers are kept busy.
 """
 
 from __future__ import annotations
@@ -13,25 +11,23 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from balance.audio import decode
 from balance.audio.fbank import FrontEnd, log_mel
 from balance.data.formats import LABEL_MAP, read_label_map
-from balance.data.precomputed import read_ids
-from balance.data.vipant_index import index_weights, read_index
+from balance.data.vipant_index import read_index
 from balance.errors import UserError
-from balance.records import Index, Int64, common_names
+from balance.records import Index, common_names
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +36,7 @@ VIPANT_FRONT_END = FrontEnd(max_frames=1000, num_mel_bins=128, mean=-4.93839311,
 
 
 class UnreadableClip(Exception):
-    """A clip of the index that cannot be decoded, or is not there; says which file and why."""
+    """A clip of the index that cannot be decoded, or does not exist; says which file and why."""
 
 
 class Example(NamedTuple):
@@ -63,93 +59,10 @@ def load_index(path: str | os.PathLike[str]) -> Index:
     return read_index(Path(path))
 
 
-def load_neighbours(path: str | os.PathLike[str], *, top: int) -> dict[str, list[tuple[str, float]]]:
-    """Each seed's `top` nearest (id, similarity), best first, of `neighbours_k{K}.jsonl` or `.parquet`.
-
-    UserError for a missing or malformed file, a seed named twice or one with fewer neighbours than `top`.
-    """
-    path = Path(path)
-    if not isinstance(top, int) or top < 1:
-        raise UserError(f"top={top}: the number of neighbours a seed is a whole number, at least 1")
-    if not path.is_file():
-        raise UserError(f"{path}: no such k-NN file; a run writes neighbours_k{{K}}.jsonl and .parquet")
-    found: dict[str, list[tuple[str, float]]] = {}
-    for where, seed, pairs in _read_table(path) if path.suffix == ".parquet" else _read_lines(path):
-        if seed in found:
-            raise UserError(f"{where}: the seed {seed!r} occurs twice")
-        if len(pairs) < top:
-            raise UserError(f"{where}: the seed {seed!r} has {len(pairs)} neighbours, {top} are asked for")
-        found[seed] = pairs[:top]
-    if not found:
-        raise UserError(f"{path}: empty k-NN file")
-    return found
-
-
-def _read_lines(path: Path) -> Iterator[tuple[str, str, list[tuple[str, float]]]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            where = f"{path} line {number}"
-            try:
-                record = json.loads(line, object_pairs_hook=tuple)  # not a dict: it would swallow a repeated key
-                if not isinstance(record, tuple):
-                    raise TypeError
-                ((seed, pairs),) = record
-                yield where, _text(seed), _pairs(pairs)
-            except (ValueError, TypeError, AttributeError):
-                raise UserError(f'{where}: not {{"<seed id>": [["<id>", similarity], …]}}: {line[:60]!r}') from None
-
-
-def _pairs(pairs: Sequence[tuple[object, object]]) -> list[tuple[str, float]]:
-    """Checked (id, similarity) pairs of one seed; TypeError, ValueError for anything else."""
-    checked = []
-    for clip_id, similarity in pairs:
-        if isinstance(similarity, bool) or not isinstance(similarity, (int, float)) or not math.isfinite(similarity):
-            raise TypeError
-        checked.append((_text(clip_id), float(similarity)))
-    if len({clip_id for clip_id, _ in checked}) < len(checked):
-        raise ValueError
-    return checked
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value
-
-
-def _read_table(path: Path) -> Iterator[tuple[str, str, list[tuple[str, float]]]]:
-    try:
-        table = pq.read_table(path, columns=["seed_id", "rank", "neighbour_id", "similarity"])
-    except (pa.ArrowInvalid, KeyError, OSError) as error:
-        raise UserError(f"{path}: not a neighbours_k{{K}}.parquet ({str(error).splitlines()[0]})") from None
-    table = table.combine_chunks()
-    names, similarities = table["neighbour_id"].to_pylist(), table["similarity"].to_pylist()
-    ranks, seeds = table["rank"].to_numpy(), table["seed_id"].to_pylist()
-    starts = np.flatnonzero(ranks == 1).tolist()
-    if len(ranks) and (not starts or starts[0]):
-        raise UserError(f"{path} row 0: ranks of a seed must be 1, 2, 3, …")
-    for start, stop in zip(starts, [*starts[1:], len(ranks)], strict=True):
-        if (ranks[start:stop] != np.arange(1, stop - start + 1)).any() or len(set(seeds[start:stop])) > 1:
-            raise UserError(f"{path} row {start}: ranks of a seed must be 1, 2, 3, …")
-        try:
-            pairs = _pairs(list(zip(names[start:stop], similarities[start:stop], strict=True)))
-            yield f"{path} row {start}", _text(seeds[start]), pairs
-        except (TypeError, ValueError):
-            raise UserError(f"{path} row {start}: ids must be text, each once a seed, similarities numbers") from None
-
-
-def load_ids(path: str | os.PathLike[str]) -> list[str]:
-    """The ids of `ids_k{K}.csv`, one a line. UserError if the file is missing, empty or has empty lines."""
-    ids: list[str] = read_ids(Path(path)).to_pylist()
-    if not ids:
-        raise UserError(f"{path}: empty id list")
-    return ids
-
-
 def select(index: Index, ids: Iterable[str]) -> Index:
     """The rows of an index whose ids are given, in the order of the index.
 
-    UserError if none is there; a warning if some are not. For a k-NN file: `{*neighbours, *(id for pairs in
+    UserError if none is in it; a warning if some are not. For a k-NN file: `{*neighbours, *(id for pairs in
     neighbours.values() for id, _ in pairs)}`.
     """
     wanted = pa.array(sorted(set(ids)), type=pa.string())
@@ -163,7 +76,7 @@ def select(index: Index, ids: Iterable[str]) -> Index:
 
 
 def class_names(*indexes: Index, root: str | os.PathLike[str] | None = None) -> list[str]:
-    """The classes in order: those of `class_labels_indices.csv` under `root` if it is there, else the sorted labels in
+    """The classes in order: those of `class_labels_indices.csv` under `root` if it exists, else the sorted labels in
     use in these indexes. Never all nodes of the ontology: most of them label no clip, and their mAP is undefined."""
     if root is not None and (path := Path(root) / LABEL_MAP).is_file():
         return read_label_map(path)
@@ -263,67 +176,3 @@ def collate(examples: Sequence[Example | None]) -> Example:
         kept = [example._replace(audio=pad(example.audio, (0, longest - len(example.audio)))) for example in kept]
     batch: Example = default_collate(kept)
     return batch
-
-
-def sample_weights(index: Index) -> Tensor:
-    """VIP-ANT's sampling weights of an index's clips, (n,) float64: the sum of 1000 / (count(label) + 1)."""
-    return torch.from_numpy(index_weights(index.labels))
-
-
-class DistributedWeightedSampler(Sampler[int]):
-    """Weighted sampling with replacement, also under distributed training.
-
-    Every rank makes the same draw of an epoch, seeded by (seed, epoch), and takes each num_replicas-th of it from its
-    rank on: the slices are disjoint and together they are the weighted draw. weights: (n,), ≥ 0; num_samples: draws an
-    epoch over all ranks (default n), rounded up to a multiple of the ranks; num_replicas, rank: default those of
-    torch.distributed where it is initialised, else one rank. Call `set_epoch` before each epoch, as with
-    torch's DistributedSampler.
-    """
-
-    def __init__(
-        self,
-        weights: Tensor | Sequence[float],
-        num_samples: int | None = None,
-        *,
-        num_replicas: int | None = None,
-        rank: int | None = None,
-        seed: int = 1213,
-    ) -> None:
-        values = np.asarray(weights, dtype=np.float64)
-        if values.ndim != 1 or not len(values) or not np.isfinite(values).all() or (values < 0).any():
-            raise UserError(f"weights must be finite numbers ≥ 0, one a clip; got an array of shape {values.shape}")
-        if not values.sum() > 0:
-            raise UserError(f"all {len(values)} weights are 0 (clips without labels?): nothing can be drawn")
-        is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        world_size = torch.distributed.get_world_size() if is_distributed else 1
-        self.num_replicas = world_size if num_replicas is None else num_replicas
-        if self.num_replicas < 1:
-            raise UserError(f"num_replicas={num_replicas}: at least 1")
-        self.rank = rank if rank is not None else (torch.distributed.get_rank() if is_distributed else 0)
-        if not 0 <= self.rank < self.num_replicas:
-            raise UserError(f"rank={self.rank}: must be 0 … {self.num_replicas - 1} of {self.num_replicas} ranks")
-        wanted = len(values) if num_samples is None else num_samples
-        if wanted < 1:
-            raise UserError(f"num_samples={num_samples}: at least 1")
-        self.num_samples = -(-wanted // self.num_replicas)  # of this rank
-        self.seed, self.epoch = seed, 0
-        self._cumulative = np.cumsum(values)
-        self._last = int(np.flatnonzero(values)[-1])
-
-    def set_epoch(self, epoch: int) -> None:
-        """Another epoch, another draw; the same on all ranks."""
-        self.epoch = epoch
-
-    def draw(self) -> Int64:
-        """The epoch's draw over all ranks, (num_samples * num_replicas,) rows."""
-        rng = np.random.default_rng([self.seed, self.epoch])
-        at = rng.random(self.num_samples * self.num_replicas) * self._cumulative[-1]
-        # A product may round up to the total itself: that is the last clip with a weight, not one beyond the end.
-        rows: Int64 = np.searchsorted(self._cumulative, at, side="right").astype(np.int64)
-        return np.minimum(rows, self._last)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.draw()[self.rank :: self.num_replicas].tolist())
-
-    def __len__(self) -> int:
-        return self.num_samples
