@@ -168,21 +168,21 @@ def _own_vectors(settings: Settings, device: torch.device) -> Embedded:
     root = settings.root
     beside: list[Path] = []
 
-    def read(value: str) -> precomputed.GivenSplit | Index:
-        split: precomputed.GivenSplit | Index
+    def read(value: str) -> precomputed.PrecomputedSplit | Index:
+        split: precomputed.PrecomputedSplit | Index
         try:
             split = precomputed.read_vectors(root, value, scratch=_scratch(settings))
         except NoSuchIndex:
             if value != settings.dataset.eval:
                 raise
-            split = precomputed.read_guard(root, value)  # ids alone serve the decontamination
+            split = precomputed.read_ids(root, value)  # ids alone serve the decontamination
         beside.extend(precomputed.files_beside(root, value))
         return split
 
     found = splits.read_splits(settings.dataset, read)
-    given = {name: split for name, split in found.items() if isinstance(split, precomputed.GivenSplit)}
+    given = {name: split for name, split in found.items() if isinstance(split, precomputed.PrecomputedSplit)}
     indexes = {
-        name: split.index if isinstance(split, precomputed.GivenSplit) else split for name, split in found.items()
+        name: split.index if isinstance(split, precomputed.PrecomputedSplit) else split for name, split in found.items()
     }
     _check(settings, indexes)
     precomputed.refuse_other_dims(**given)

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from balance.curation.decontaminate import refuse_seeds_in_eval
+from balance.data.clip_ids import refuse_seeds_in_eval
 from balance.encoders.config import EncoderConfig
 from balance.errors import UserError
 from balance.records import Index

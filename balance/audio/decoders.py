@@ -330,11 +330,11 @@ def _anonymous_memory(size: int) -> int:
     return descriptor
 
 
-def _decode_one(request: dict[str, Any], settings: DecodeSettings, memory: mmap.mmap) -> tuple[dict[str, Any], bytes]:
+def _decode_one(
+    request: dict[str, Any], settings: DecodeSettings, reader: media.MediaReader, memory: mmap.mmap
+) -> tuple[dict[str, Any], bytes]:
     try:
-        source = media.open_media(
-            settings.media_root, settings.format, request["path"], request["offset"], request["size"], settings.columns
-        )
+        source = reader.open(request["path"], request["offset"], request["size"])
         with contextlib.nullcontext() if isinstance(source, str) else source:
             wave = load(source, max_frames=settings.max_frames, zero_mean=settings.zero_mean)
     except Undecodable as error:
@@ -365,12 +365,13 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)  # sent to the whole job: the parent decides, and closes stdin
     settings = DecodeSettings(**json.loads(sys.argv[1]))
     memory = mmap.mmap(int(sys.argv[2]), settings.slot_bytes * settings.num_slots)
+    reader = media.MediaReader(settings.media_root, settings.format, settings.columns)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a library that prints cannot spoil the answers
     answers.write(b"ready\n")
     answers.flush()
     for line in sys.stdin.buffer:
-        answer, payload = _decode_one(json.loads(line), settings, memory)
+        answer, payload = _decode_one(json.loads(line), settings, reader, memory)
         answers.write(json.dumps(answer).encode() + b"\n" + payload)
         answers.flush()
 

@@ -8,7 +8,6 @@ or correlated sound do. The controls after the search are in `curation`.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,10 +17,9 @@ import pyarrow.compute as pc
 
 from balance.curation import dedup
 from balance.curation.config import AugmentConfig, Leaks
+from balance.data.clip_ids import youtube_ids
 from balance.errors import UserError
 from balance.records import Float64, Int64, Split
-
-_YOUTUBE_ID = r"^Y?(?P<id>[A-Za-z0-9_-]{11})(?:$|_)"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,28 +70,6 @@ class FindCopies(Protocol):
         """Pairs (node, node, correlation) among all embedded seeds (nodes 0 … S − 1, in the order of
         `seeds.embedded`) and `pool_rows` (nodes S …)."""
         ...
-
-
-def youtube_id(clip_id: str) -> str:
-    """The YouTube id in a clip's id: `Ysn1zcw0bbZU_30.000` → `sn1zcw0bbZU`; an id of another form as it is."""
-    found = re.match(_YOUTUBE_ID.replace("$", r"\Z"), clip_id)
-    return found["id"] if found else clip_id
-
-
-def youtube_ids(ids: Any) -> Any:
-    """`youtube_id` of an Arrow string array."""
-    return pc.coalesce(pc.struct_field(pc.extract_regex(ids, _YOUTUBE_ID), "id"), ids)
-
-
-def refuse_seeds_in_eval(seed_ids: Any, eval_ids: Any) -> None:
-    """UserError if a seed is an evaluation clip (by YouTube id), naming up to five."""
-    shared = seed_ids.filter(pc.is_in(youtube_ids(seed_ids), value_set=youtube_ids(eval_ids)))
-    if len(shared):
-        names = ", ".join(shared[:5].to_pylist())
-        raise UserError(
-            f"{len(shared):,} seeds are evaluation clips ({names}{', …' if len(shared) > 5 else ''}): take them out of "
-            "dataset.balanced, or type dataset.eval=null to run without the guard"
-        )
 
 
 def find_leaks(config: AugmentConfig, pool: Split, eval: Split | None, acoustic: FindCopies | None) -> Removed:

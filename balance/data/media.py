@@ -2,8 +2,8 @@
 
 The decoder processes import this, so it is standard library alone (pyarrow only where the media are parquet). Keys:
 a path relative to the media root; `shard-00012.tar: abc.flac` with its place in the tar; `train-3.parquet row 118`.
-A parquet row group is streamed forward and the last place is kept: clips come in order, so each is unpacked once a
-process; going back starts the row group anew.
+A parquet row group is streamed forward and the reader keeps its place: clips come in order, so a process unpacks each
+once; going back starts the row group anew.
 """
 
 from __future__ import annotations
@@ -63,49 +63,60 @@ def container(format: str, path: str) -> str:
     return path
 
 
-def open_media(
-    media_root: str, format: str, path: str, offset: int, size: int, columns: Mapping[str, str]
-) -> str | BinaryIO:
-    """A path, or an open binary file to close, with the audio of the clip whose key is `path`.
+class MediaReader:
+    """Opens clips by their keys. A decoder process makes one and keeps it, for the place in a parquet file.
 
-    format: the value of `dataset.format`; offset, size: bytes, its place in a tar (else −1); columns: names of the
-    parquet columns (`audio` is used). Raises OSError whose strerror names container and member, and no folder.
+    media_root: a folder; format: the value of `dataset.format`; columns: names of the parquet columns (`audio` is
+    used).
     """
-    file = os.path.join(media_root, container(format, path))
-    if format == "webdataset":
-        return _read_member(file, path, offset, size)
-    if format == "parquet":
-        return _read_row(file, path, int(path[path.rindex(_ROW) + len(_ROW) :]), columns["audio"])
-    return file
+
+    def __init__(self, media_root: str, format: str, columns: Mapping[str, str]) -> None:
+        self._media_root, self._format, self._columns = media_root, format, columns
+        self._parquet: _ParquetColumn | None = None  # of the file that the clips come from now
+
+    def open(self, path: str, offset: int, size: int) -> str | BinaryIO:
+        """A path, or an open binary file to close, with the audio of the clip whose key is `path`.
+
+        offset, size: bytes, its place in a tar (else −1). Raises OSError whose strerror names container and member,
+        and no folder.
+        """
+        file = os.path.join(self._media_root, container(self._format, path))
+        if self._format == "webdataset":
+            return _read_member(file, path, offset, size)
+        if self._format == "parquet":
+            return self._read_row(file, path, int(path[path.rindex(_ROW) + len(_ROW) :]))
+        return file
+
+    def close(self) -> None:
+        """Closes the parquet file, if one is open."""
+        if self._parquet is not None:
+            self._parquet.close()
+            self._parquet = None
+
+    def _read_row(self, file: str, path: str, row: int) -> BinaryIO:
+        try:
+            if self._parquet is None or self._parquet.file != file:
+                self.close()
+                self._parquet = _ParquetColumn(file, self._columns["audio"])
+            data = self._parquet.read(row)
+        except (OSError, ValueError, KeyError, IndexError, StopIteration) as error:
+            self.close()
+            # Not Arrow's own words, which hold paths.
+            known = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else ""
+            raise _fail(path, known or f"the row cannot be read ({type(error).__name__})") from None
+        if data is None:
+            raise _fail(path, "no bytes in the row")
+        return io.BytesIO(data)
 
 
-def _fail(path: str, why: str) -> OSError:
-    return OSError(errno.EIO, f"{os.path.basename(path)}: {why}")
-
-
-def _read_member(file: str, path: str, offset: int, size: int) -> BinaryIO:
-    try:
-        descriptor = os.open(file, os.O_RDONLY)
-    except OSError as error:
-        raise _fail(path, os.strerror(error.errno or errno.EIO)) from None
-    try:
-        data = bytearray()
-        while len(data) < size and (block := os.pread(descriptor, size - len(data), offset + len(data))):
-            data += block
-    finally:
-        os.close(descriptor)
-    if len(data) < size:
-        raise _fail(path, f"the shard is cut short ({len(data)} of {size} bytes)")
-    return io.BytesIO(data)
-
-
-class _Cursor:
+class _ParquetColumn:
     """Forward reading of one column's bytes in one parquet file."""
 
     def __init__(self, file: str, column: str) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        self.file = file
         self._parquet = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
         kind = self._parquet.schema_arrow.field(column).type
         self._leaf = f"{column}.bytes" if pa.types.is_struct(kind) else column
@@ -140,23 +151,21 @@ class _Cursor:
         self._parquet.close()
 
 
-_cursor: tuple[tuple[str, str], _Cursor] | None = None  # of this process: the file that its clips come from now
+def _fail(path: str, why: str) -> OSError:
+    return OSError(errno.EIO, f"{os.path.basename(path)}: {why}")
 
 
-def _read_row(file: str, path: str, row: int, column: str) -> BinaryIO:
-    global _cursor
+def _read_member(file: str, path: str, offset: int, size: int) -> BinaryIO:
     try:
-        if _cursor is None or _cursor[0] != (file, column):
-            if _cursor is not None:
-                _cursor[1].close()
-                _cursor = None
-            _cursor = ((file, column), _Cursor(file, column))
-        data = _cursor[1].read(row)
-    except (OSError, ValueError, KeyError, IndexError, StopIteration) as error:
-        _cursor = None
-        # Not Arrow's own words, which hold paths.
-        known = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else ""
-        raise _fail(path, known or f"the row cannot be read ({type(error).__name__})") from None
-    if data is None:
-        raise _fail(path, "no bytes in the row")
+        descriptor = os.open(file, os.O_RDONLY)
+    except OSError as error:
+        raise _fail(path, os.strerror(error.errno or errno.EIO)) from None
+    try:
+        data = bytearray()
+        while len(data) < size and (block := os.pread(descriptor, size - len(data), offset + len(data))):
+            data += block
+    finally:
+        os.close(descriptor)
+    if len(data) < size:
+        raise _fail(path, f"the shard is cut short ({len(data)} of {size} bytes)")
     return io.BytesIO(data)

@@ -23,9 +23,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from balance.data.vipant_index import NoSuchIndex, read_index, refuse_duplicates
+from balance.data.clip_ids import read_id_file, refuse_duplicates
+from balance.data.vipant_index import NoSuchIndex, read_index
 from balance.errors import UserError
 from balance.records import Float32, Index, Int64, Labels
+from balance.runtime.wording import listed
 
 BLOCK_BYTES = 16 << 20
 SUFFIXES = (".npy", ".parquet", ".csv")
@@ -84,7 +86,7 @@ class FlatVectors:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class GivenSplit:
+class PrecomputedSplit:
     """A split whose vectors the user brought: every row of `index` has its vector, in the order of the vectors.
 
     index.lines is None where there is no `{name}.csv`; labels and paths are then empty. sha256: hex, of the vectors'
@@ -96,7 +98,7 @@ class GivenSplit:
     sha256: str
 
 
-def read_vectors(root: Path, value: str, *, scratch: Path | None = None) -> GivenSplit:
+def read_vectors(root: Path, value: str, *, scratch: Path | None = None) -> PrecomputedSplit:
     """One split. `value` is a bare name under `root`, or a path (with a slash or a known suffix).
 
     scratch: a folder for the temporary copy of parquet and npz (None: the system's). NoSuchIndex where there are no
@@ -104,7 +106,7 @@ def read_vectors(root: Path, value: str, *, scratch: Path | None = None) -> Give
     """
     base = _base(root, value)
     if (path := base.with_name(base.name + ".npy")).is_file():
-        ids = read_ids(base.with_name(base.name + ".ids.txt"))
+        ids = read_id_file(base.with_name(base.name + ".ids.txt"))
         vectors = _open_npy(path, ids)
     elif (path := base.with_name(base.name + ".parquet")).is_file():
         vectors, ids = _spool_parquet(path, scratch)
@@ -114,17 +116,17 @@ def read_vectors(root: Path, value: str, *, scratch: Path | None = None) -> Give
     else:
         raise NoSuchIndex(
             f"no vectors {value!r} under {base.parent} (looked for {base.name}.npy with {base.name}.ids.txt, "
-            f"{base.name}.parquet, {base.name}/). {_vectors_there(base.parent)}"
+            f"{base.name}.parquet, {base.name}/). {_existing_vectors(base.parent)}"
         )
     refuse_duplicates(str(path), ids)
-    return GivenSplit(_index(base, path.name, ids), vectors, _sha256(vectors))
+    return PrecomputedSplit(_index(base, path.name, ids), vectors, _sha256(vectors))
 
 
-def read_guard(root: Path, value: str) -> Index:
+def read_ids(root: Path, value: str) -> Index:
     """The ids of `dataset.eval`, which needs no vectors: from `{name}.ids.txt`, else `{name}.csv`, else the vectors."""
     base = _base(root, value)
     if (path := base.with_name(base.name + ".ids.txt")).is_file():
-        ids = read_ids(path)
+        ids = read_id_file(path)
         refuse_duplicates(str(path), ids)
         return _index(base, path.name, ids)
     if (path := base.with_name(base.name + ".csv")).is_file():
@@ -134,7 +136,7 @@ def read_guard(root: Path, value: str) -> Index:
     except NoSuchIndex:
         raise NoSuchIndex(
             f"no ids {value!r} under {base.parent} (looked for {base.name}.ids.txt, {base.name}.csv, "
-            f"{base.name}.parquet, {base.name}/; their vectors are not needed). {_vectors_there(base.parent)}"
+            f"{base.name}.parquet, {base.name}/; their vectors are not needed). {_existing_vectors(base.parent)}"
         ) from None
 
 
@@ -145,7 +147,7 @@ def files_beside(root: Path, value: str) -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
-def refuse_other_dims(**splits: GivenSplit) -> None:
+def refuse_other_dims(**splits: PrecomputedSplit) -> None:
     """UserError where two splits' vectors have different dimensions: they come from different models."""
     dims = {name: split.vectors.shape[1] for name, split in splits.items()}
     if len(set(dims.values())) > 1:
@@ -160,27 +162,11 @@ def _base(root: Path, value: str) -> Path:
     return Path(value) if is_path else root / value
 
 
-def _vectors_there(folder: Path) -> str:
+def _existing_vectors(folder: Path) -> str:
     if not folder.is_dir():
         return f"There is no folder {folder}."
     names = sorted(p.name for p in folder.iterdir() if p.suffix in (".npy", ".parquet") or p.is_dir())
-    return f"There are: {', '.join(names[:12])}." if names else "There are none."
-
-
-def read_ids(path: Path) -> Any:
-    """One id a line, UTF-8, no header -> Arrow string array. CRLF and a missing last line end are tolerated."""
-    try:
-        text = path.read_bytes().decode()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; it must hold the id of each vector, one a line") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
-    lines = text.replace("\r\n", "\n").split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    if "" in lines:
-        raise UserError(f"{path} line {lines.index('') + 1}: empty line; one id a line")
-    return pa.array(lines, type=pa.string())
+    return f"There are: {listed(names, 12)}."
 
 
 def _open_npy(path: Path, ids: Any) -> FlatVectors:
@@ -265,7 +251,7 @@ def _batches(file: Any, path: Path) -> Iterator[Any]:
 def _spool_folder(path: Path, scratch: Path | None) -> tuple[FlatVectors, Any]:
     ids = sorted(entry.name.removesuffix(".npz") for entry in os.scandir(path) if entry.name.endswith(".npz"))
     if not ids:
-        raise UserError(f"{path}/: holds no .npz file; one {{id}}.npz a clip with key v is expected")
+        raise UserError(f"{path}/: holds no .npz file; one {{id}}.npz per clip with key v is expected")
     all_ids = pa.array(ids, type=pa.string())
     dim = -1
     with tempfile.TemporaryFile(dir=scratch) as copy:
@@ -303,8 +289,7 @@ def _index(base: Path, file: str, ids: Any) -> Index:
     rows = pc.index_in(ids, value_set=index.ids)
     if rows.null_count:
         lost = ids.filter(pc.is_null(rows)).to_pylist()
-        more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
-        raise UserError(f"{csv}: lacks {len(lost)} of the {len(ids)} ids of {file}: {', '.join(lost[:5])}{more}")
+        raise UserError(f"{csv}: lacks {len(lost)} of the {len(ids)} ids of {file}: {listed(lost)}")
     return index.take(rows.to_numpy().astype(np.int64))
 
 

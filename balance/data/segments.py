@@ -19,8 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from balance.data.clip_ids import refuse_duplicates
 from balance.data.media_scan import Found, Wanted
-from balance.data.vipant_index import labels_from_lists, refuse_duplicates
+from balance.data.vipant_index import labels_from_lists
 from balance.errors import UserError
 from balance.records import Index, Int64, Labels
 from balance.runtime.files import atomic_text

@@ -1,4 +1,4 @@
-"""VIP-ANT index files in: JSON lines -> one `Index` of columns, and the weights that training reads beside them.
+"""VIP-ANT index files: JSON lines -> one `Index` of columns, and the chosen lines and their weights back out.
 
 The lines are kept byte for byte (unknown keys survive) and only five keys are read. Arrow's JSON reader does that
 for two million lines in seconds; it knows neither which line is wrong nor that a line holds two records, so a block
@@ -11,7 +11,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
 
+from balance.data.clip_ids import refuse_duplicates
 from balance.errors import UserError
-from balance.records import Float64, Index, Int64, Labels, duplicate_ids
+from balance.records import Float64, Index, Int64, Labels
+from balance.runtime.files import atomic, atomic_text
+from balance.runtime.wording import listed
 
 BLOCK_BYTES = 64 << 20
-NUM_NAMED = 5  # names in a message: enough to find the cause
 
 _SCHEMA = pa.schema(
     [
@@ -57,17 +59,17 @@ def resolve(root: Path, value: str) -> Path:
         path = Path(value)
         if path.is_file():
             return path
-        raise NoSuchIndex(f"{path}: no such index file. {indexes_there(path.parent)}")
+        raise NoSuchIndex(f"{path}: no such index file. {existing_indexes(path.parent)}")
     for name in (f"src_{value}.csv", f"src_full_{value}.csv", f"{value}.csv"):
         if (root / name).is_file():
             return root / name
     raise NoSuchIndex(
         f"no index {value!r} under {root} (looked for src_{value}.csv, src_full_{value}.csv, {value}.csv). "
-        f"{indexes_there(root)}"
+        f"{existing_indexes(root)}"
     )
 
 
-def indexes_there(root: Path, suffixes: tuple[str, ...] = (".csv",)) -> str:
+def existing_indexes(root: Path, suffixes: tuple[str, ...] = (".csv",)) -> str:
     """One sentence that lists the index files in a folder, for messages."""
     if not root.is_dir():
         return f"There is no folder {root}."
@@ -75,8 +77,7 @@ def indexes_there(root: Path, suffixes: tuple[str, ...] = (".csv",)) -> str:
     if not names:
         return f"There is no index in {root}: python -m balance.index makes one."
     names.sort(key=lambda name: (not name.startswith("src_"), name))
-    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-    return f"There are: {', '.join(names[:12])}{more}."
+    return f"There are: {listed(names, 12)}."
 
 
 def index_weights(labels: Labels) -> Float64:
@@ -89,10 +90,29 @@ def index_weights(labels: Labels) -> Float64:
 
 
 def label_sums(labels: Labels, per_label: Float64) -> Float64:
-    """The sum of a value a label (len(names),) over each clip's labels, added in the record's order: (n,) float64."""
+    """The sum of a value per label (len(names),) over each clip's labels, added in the record's order: (n,) float64."""
     rows = np.repeat(np.arange(len(labels)), labels.sizes())
     # Without labels anywhere numpy's bincount gives integers.
     return np.bincount(rows, weights=per_label[labels.codes], minlength=len(labels)).astype(np.float64)
+
+
+def write_index(path: Path, parts: Sequence[Index]) -> list[Path]:
+    """A VIP-ANT index of these clips, their original lines, and beside it the weight file over this index."""
+    with atomic(path) as temporary, open(temporary, "wb", buffering=1 << 20) as file:
+        for part in parts:
+            assert part.lines is not None
+            for line in part.lines:
+                file.write(line.as_buffer())
+                file.write(b"\n")
+    weights = index_weights(Labels.join([part.labels for part in parts]))
+    return [path, write_weights(path.with_name(f"{path.stem}_weight.csv"), weights)]
+
+
+def write_weights(path: Path, weights: Float64) -> Path:
+    """A weight file: one float per line, in the order of the index."""
+    with atomic_text(path) as file:
+        file.writelines(f"{weight!r}\n" for weight in weights.tolist())
+    return path
 
 
 def read_index(path: Path) -> Index:
@@ -124,14 +144,6 @@ def read_index(path: Path) -> Index:
     return index
 
 
-def refuse_duplicates(where: str, ids: Any) -> None:
-    """UserError that names the ids which occur more than once."""
-    twice = duplicate_ids(ids)
-    if twice:
-        more = f" and {len(twice) - NUM_NAMED} more" if len(twice) > NUM_NAMED else ""
-        raise UserError(f"{where}: ids that occur more than once: {', '.join(twice[:NUM_NAMED])}{more}")
-
-
 def _read_bytes(path: Path) -> Bytes:
     try:
         size = path.stat().st_size
@@ -139,7 +151,7 @@ def _read_bytes(path: Path) -> Bytes:
         with path.open("rb") as file:
             got = file.readinto(data.data) if size else 0
     except FileNotFoundError:
-        raise NoSuchIndex(f"{path}: no such index file. {indexes_there(path.parent)}") from None
+        raise NoSuchIndex(f"{path}: no such index file. {existing_indexes(path.parent)}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read as an index: {error.strerror}") from None
     return data[:got]

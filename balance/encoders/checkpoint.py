@@ -26,6 +26,7 @@ from torch import Tensor
 from balance.audio.fbank import FrontEnd
 from balance.encoders.safe_load import Cfg, unpickle
 from balance.errors import UserError
+from balance.runtime.wording import listed
 
 HEAD_WIDTH = 64  # the published code's attention heads
 _BLOCK_SHAPES: dict[str, tuple[int, ...]] = {  # in multiples of the width
@@ -203,7 +204,7 @@ def _checked_state(
     if unexpected or missing:
         raise UserError(
             f"{path} is another architecture than its cfg says ({head}, {config.num_layers} blocks): "
-            f"unexpected keys: {_some(unexpected)}; missing keys: {_some(missing)}"
+            f"unexpected keys: {listed(unexpected)}; missing keys: {listed(missing)}"
         )
     state = {}
     for ours, name in names.items():
@@ -222,7 +223,7 @@ def _checked_state(
         if ours != "positional_embedding" and not _fits(tuple(state[ours].shape), shape)
     ]
     if wrong:
-        raise UserError(f"{path}: shapes contradict its cfg: {_some(wrong)}")
+        raise UserError(f"{path}: shapes contradict its cfg: {listed(wrong)}")
     if min(config.grid) < 1:
         raise UserError(
             f"{path}: its patch {_size(config.patch)} is larger than the input "
@@ -260,11 +261,6 @@ def _fits(given: tuple[int, ...], shape: tuple[int, ...]) -> bool:
 def _published_name(ours: str, head: str) -> str:
     prefix = next(p for p in _PREFIXES[head] if ours.startswith(p))
     return _PREFIXES[head][prefix] + ours.removeprefix(prefix)
-
-
-def _some(names: list[str], limit: int = 5) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more if names else "none"
 
 
 def _size(shape: tuple[int, ...]) -> str:

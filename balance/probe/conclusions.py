@@ -19,6 +19,7 @@ from balance.probe.ranking_metrics import macro
 from balance.probe.results import READINGS, Cell, Reading, Table
 from balance.probe.runner import Probe
 from balance.records import Float64
+from balance.runtime.wording import listed
 
 FIGURES = ("map", "map_prior", "d_prime")
 FALSE_DISCOVERIES = 0.1
@@ -292,12 +293,12 @@ def _warnings(probe: Probe, table: Table, groups: Sequence[Group], found: dict[s
     if absent := found["labels_not_in_evaluation"]:
         out.append(
             f"{len(absent)} of {found['counts']['labels']} labels have no evaluation clip and count in no figure: "
-            + _listed(absent)
+            + listed(absent, 8)
         )
     seeds = probe.problem.seeds.labels.counts()
     unseen = [found_name for found_name, n in zip(_names(probe), seeds, strict=True) if n == 0]
     if unseen:
-        out.append(f"{len(unseen)} labels have no seed: they cannot take part in choosing λ and K: {_listed(unseen)}")
+        out.append(f"{len(unseen)} labels have no seed: they cannot take part in choosing λ and K: {listed(unseen, 8)}")
     rare = int((probe.problem.evaluation.labels.counts() < MIN_POSITIVES).sum()) - len(absent)
     if rare > 0:
         out.append(f"{rare} labels have fewer than {MIN_POSITIVES} evaluation clips: their own gains are not tested")
@@ -368,11 +369,6 @@ def _disagreements(found: dict[str, Any]) -> list[str]:
 
 def _names(probe: Probe) -> list[str]:
     return [probe.problem.names.get(x, x) for x in probe.problem.label_ids]
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return ", ".join(names[:8]) + more
 
 
 def _number(value: float) -> float | None:

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from balance.curation.decontaminate import youtube_id
+from balance.data.clip_ids import youtube_id
 from balance.data.config import DatasetConfig
 from balance.data.precomputed import read_vectors
 from balance.data.vipant_index import NoSuchIndex

@@ -24,7 +24,7 @@ from torch.utils.data import Dataset, default_collate
 
 from balance.audio import decode
 from balance.audio.fbank import FrontEnd, log_mel
-from balance.data.formats import LABEL_MAP, read_label_map
+from balance.data.ast_json import LABEL_MAP, read_label_map
 from balance.data.vipant_index import read_index
 from balance.errors import UserError
 from balance.records import Index, common_names

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from balance.data.precomputed import read_ids
+from balance.data.clip_ids import read_id_file
 from balance.errors import UserError
 
 
@@ -99,7 +99,7 @@ def _read_table(path: Path) -> Iterator[tuple[str, str, list[tuple[str, float]]]
 
 def load_ids(path: str | os.PathLike[str]) -> list[str]:
     """The ids of `ids_k{K}.csv`, one a line. UserError if the file is missing, empty or has empty lines."""
-    ids: list[str] = read_ids(Path(path)).to_pylist()
+    ids: list[str] = read_id_file(Path(path)).to_pylist()
     if not ids:
         raise UserError(f"{path}: empty id list")
     return ids

@@ -82,32 +82,6 @@ def test_all_off_keeps_the_union():
     assert curated.notes == ()
 
 
-@pytest.mark.parametrize(
-    ("clip", "expected"),
-    [
-        ("Ysn1zcw0bbZU", "sn1zcw0bbZU"),
-        ("-0nqfRcnAYE_30.000", "-0nqfRcnAYE"),
-        ("YABCDEFGHIJ", "YABCDEFGHIJ"),
-        ("YABCDEFGHIJ_10", "YABCDEFGHIJ"),
-        ("Y--aaILOrkII.mp3", "Y--aaILOrkII.mp3"),
-        ("sn1zcw0bbZUx", "sn1zcw0bbZUx"),
-        ("short", "short"),
-        ("sn1zcw0bbZU\n", "sn1zcw0bbZU\n"),
-        ("", ""),
-    ],
-)
-def test_youtube_id(clip, expected):
-    assert decontaminate.youtube_id(clip) == expected
-    assert decontaminate.youtube_ids(pa.array([clip])).to_pylist() == [expected]
-
-
-def test_seeds_in_eval_are_named():
-    seeds = pa.array(["Yabcdefghijk", "bcdefghijkl_1", "other"])
-    with pytest.raises(UserError, match=r"2 seeds .*Yabcdefghijk, bcdefghijkl_1"):
-        decontaminate.refuse_seeds_in_eval(seeds, pa.array(["abcdefghijk_30", "Ybcdefghijkl"]))
-    decontaminate.refuse_seeds_in_eval(seeds, pa.array(["zzz"]))
-
-
 class Planted:
     """Finds what it was told to find."""
 

@@ -138,7 +138,7 @@ def read(format: Format, root: Path, value: str = "X", columns: ColumnsConfig = 
 
 def load(root: Path, format: Format, index, row: int) -> decode.Waveform:
     place = (-1, -1) if index.offsets is None else (int(index.offsets[row]), int(index.sizes[row]))
-    source = media.open_media(str(root), format.value, index.paths[row].as_py(), *place, NAMES)
+    source = media.MediaReader(str(root), format.value, NAMES).open(index.paths[row].as_py(), *place)
     if isinstance(source, str):
         return decode.load(source, max_frames=1000, zero_mean=True)
     with source:
@@ -295,7 +295,7 @@ def test_own_column_names_and_plain_bytes(root):
     (root / "X").mkdir()
     pq.write_table(table, root / "X" / "a.parquet")
     index = read(Format.parquet, root, columns=ColumnsConfig(id="key", audio="sound", labels="tags"))
-    source = media.open_media(str(root), "parquet", index.paths[2].as_py(), -1, -1, {"audio": "sound"})
+    source = media.MediaReader(str(root), "parquet", {"audio": "sound"}).open(index.paths[2].as_py(), -1, -1)
     with source:
         assert source.read() == files["Y1234567890"].read_bytes()
 
@@ -305,8 +305,9 @@ def test_large_row_groups_are_streamed(root, monkeypatch):
     cells = [{"bytes": bytes([i]) * 3, "path": None} for i in range(11)]
     table = pa.table({"audio": pa.array(cells, type=pa.struct([("bytes", pa.binary()), ("path", pa.string())]))})
     pq.write_table(table, root / "x.parquet", row_group_size=7)
+    reader = media.MediaReader(str(root), "parquet", NAMES)
     for row in (0, 1, 2, 5, 6, 7, 10, 3, 9, 8):
-        with media.open_media(str(root), "parquet", f"x.parquet row {row}", -1, -1, NAMES) as source:
+        with reader.open(f"x.parquet row {row}", -1, -1) as source:
             assert source.read() == bytes([row]) * 3
 
 
@@ -468,7 +469,7 @@ def test_the_failure_of_a_member_names_it(root):
         ("gone.parquet row 1", "gone.parquet row 1: No such file or directory"),
     ):
         with pytest.raises(OSError, match=re.escape(why)) as caught:
-            media.open_media(str(root), "parquet", path, -1, -1, NAMES)
+            media.MediaReader(str(root), "parquet", NAMES).open(path, -1, -1)
         assert str(root) not in str(caught.value)
 
 

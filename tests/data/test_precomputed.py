@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from balance.data import precomputed
-from balance.data.precomputed import read_guard, read_vectors, refuse_other_dims
+from balance.data.precomputed import read_ids, read_vectors, refuse_other_dims
 from balance.data.vipant_index import NoSuchIndex
 from balance.errors import UserError
 
@@ -101,11 +101,11 @@ def test_csv_lacks_ids(tmp_path):
 
 def test_guard_needs_no_vectors(tmp_path):
     (tmp_path / "a.ids.txt").write_text("x\ny")
-    assert read_guard(tmp_path, "a").ids.to_pylist() == ["x", "y"]
+    assert read_ids(tmp_path, "a").ids.to_pylist() == ["x", "y"]
     (tmp_path / "b.csv").write_text(lines(["q"]))
-    assert read_guard(tmp_path, "b").ids.to_pylist() == ["q"]
+    assert read_ids(tmp_path, "b").ids.to_pylist() == ["q"]
     with pytest.raises(NoSuchIndex):
-        read_guard(tmp_path, "c")
+        read_ids(tmp_path, "c")
 
 
 def npy_as_npz(root):

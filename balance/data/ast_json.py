@@ -1,0 +1,110 @@
+"""AST's data files in and out: `{"data": [{"wav", "labels"}]}` beside a label map `class_labels_indices.csv`.
+
+In: such a file -> one `Index`, whose `entries` are the original objects. Out: those of the chosen clips, unchanged, so
+that AST's own loader reads them. A clip's id is its file's name, since AST has none.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from balance.data.clip_ids import refuse_duplicates
+from balance.data.vipant_index import label_sums
+from balance.errors import UserError
+from balance.records import Float64, Index, Labels
+from balance.runtime.files import atomic_text
+
+LABEL_MAP = "class_labels_indices.csv"
+
+
+def read_label_map(path: Path) -> list[str]:
+    """The label ids of a `class_labels_indices.csv` (`index,mid,display_name`), by index. UserError if it is none."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; ast_json needs AST's label map (index,mid,display_name)") from None
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
+        raise UserError(f"{path}: cannot be read as a label map: {error}") from None
+    if not rows or not {"index", "mid"} <= set(rows[0]):
+        raise UserError(f"{path}: not a label map: its first line must be index,mid,display_name")
+    try:
+        by_index = {int(row["index"]): row["mid"] for row in rows}
+    except (TypeError, ValueError):
+        raise UserError(f"{path}: the column index must hold whole numbers") from None
+    if sorted(by_index) != list(range(len(rows))) or len(set(by_index.values())) < len(rows):
+        raise UserError(f"{path}: indexes must be 0 … {len(rows) - 1}, each with another mid")
+    return [by_index[i] for i in range(len(rows))]
+
+
+def read_ast_json(path: Path, *, media: Path, label_map: Path) -> Index:
+    """AST's data file. A clip's id is the name of its `wav` without folder and suffix (and without the
+    `.p0` of VIP-ANT's gold files); `entries` are those of its list.
+
+    `wav` is a path under the media root, absolute or relative to it; `labels` is joined by commas, each in the map.
+    """
+    known = set(read_label_map(label_map))
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    entries = content.get("data") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f'{path}: must be {{"data": [{{"wav": …, "labels": …}}, …]}} with at least one clip')
+    ids, paths, labels, originals = [], [], [], []
+    prefix = os.path.abspath(media) + os.sep
+    for number, entry in enumerate(entries):
+        where = f"{path} data[{number}]"
+        if not isinstance(entry, dict) or not isinstance(entry.get("wav"), str) or not entry["wav"]:
+            raise UserError(f"{where}: no 'wav' (a path) in it")
+        if not isinstance(entry.get("labels", ""), str):
+            raise UserError(f"{where}: 'labels' must be one string, joined by commas")
+        try:
+            originals.append(json.dumps(entry, ensure_ascii=False).encode())
+        except UnicodeEncodeError:
+            raise UserError(f"{where}: half of a surrogate pair (\\ud800 and the like): not text") from None
+        wav = os.path.normpath(entry["wav"])
+        if os.path.isabs(wav):
+            if not wav.startswith(prefix):
+                folder = os.path.dirname(wav)
+                raise UserError(f"{where}: {wav} is not under dataset.media={media}; say dataset.media={folder}")
+            wav = wav[len(prefix) :]
+        names = [name for name in entry.get("labels", "").split(",") if name]
+        if not known.issuperset(names):
+            unknown = next(name for name in names if name not in known)
+            raise UserError(f"{where}: label {unknown!r} is not in {label_map.name}")
+        ids.append((os.path.splitext(os.path.basename(wav))[0]).removesuffix(".p0"))
+        paths.append(wav)
+        labels.append(names)
+    all_ids = pa.array(ids, type=pa.string())
+    refuse_duplicates(str(path), all_ids)
+    return Index(
+        str(path),
+        all_ids,
+        pa.array(paths, type=pa.string()),
+        Labels.of(labels),
+        entries=pa.array(originals, type=pa.large_binary()),
+    )
+
+
+def ast_weights(labels: Labels) -> Float64:
+    """AST's sampling weight of each clip, (n,) float64: the sum of 1000 / (count(label) + 0.01) over its labels.
+
+    Source: `gen_weight_file.py` of the AST code.
+    """
+    return label_sums(labels, (1000.0 / (labels.counts() + 0.01)).astype(np.float64))
+
+
+def write_ast_json(path: Path, entries: Sequence[bytes]) -> None:
+    """AST's data file of these entries."""
+    with atomic_text(path) as file:
+        file.write('{"data": [\n')
+        file.write(",\n".join(entry.decode() for entry in entries))
+        file.write("\n]}\n")
