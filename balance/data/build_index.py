@@ -8,7 +8,6 @@ express, get a tree of relative symbolic links under `index.out` instead of copi
 from __future__ import annotations
 
 import os
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from balance.data.segments import Matched, SegmentList, gold_paths, lines, match
 from balance.data.vipant_index import index_weights
 from balance.errors import UserError
 from balance.records import Index
-from balance.runtime.files import atomic_text, write_json
+from balance.runtime.files import atomic_symlink, atomic_text, write_json
 
 LINK_CHUNK_CLIPS = 35_000  # clips per folder of links: as many as VIP-ANT's own chunks hold
 JOINT = "train_segments"
@@ -168,6 +167,4 @@ def _symlink(target: str, place: str) -> None:
     except FileExistsError:
         if os.path.islink(place) and os.readlink(place) == target:
             return
-        temporary = f"{place}.{uuid.uuid4().hex[:8]}.tmp"
-        os.symlink(target, temporary)
-        os.replace(temporary, place)
+        atomic_symlink(target, Path(place))

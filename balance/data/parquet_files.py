@@ -112,5 +112,5 @@ def write_rows(path: Path, chosen: Index, columns: ColumnsConfig) -> None:
             columns.labels: _label_lists(chosen.labels),
         }
     )
-    with atomic(path) as temporary:
-        pq.write_table(table, temporary)
+    with atomic(path) as file:
+        pq.write_table(table, file)

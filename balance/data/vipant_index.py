@@ -98,7 +98,7 @@ def label_sums(labels: Labels, per_label: Float64) -> Float64:
 
 def write_index(path: Path, parts: Sequence[Index]) -> list[Path]:
     """A VIP-ANT index of these clips, their original lines, and beside it the weight file over this index."""
-    with atomic(path) as temporary, open(temporary, "wb", buffering=1 << 20) as file:
+    with atomic(path) as file:
         for part in parts:
             assert part.lines is not None
             for line in part.lines:

@@ -190,9 +190,9 @@ def write_shard(root: Path, shard: int, num_shards: int) -> None:
         if clip.state == "broken":
             path.write_bytes(rng.bytes(2000) if number % 2 else b"")
             continue
-        with files.atomic(path) as temporary:
+        with files.atomic(path) as file:
             samples = _sound(clip, rng).astype(np.float32)
-            soundfile.write(temporary, samples, clip.sample_rate, format=clip.suffix.rsplit(".", 1)[1].upper())
+            soundfile.write(file, samples, clip.sample_rate, format=clip.suffix.rsplit(".", 1)[1].upper())
 
 
 def _sound(clip: _DemoClip, rng: np.random.Generator) -> Float64:

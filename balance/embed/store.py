@@ -97,16 +97,13 @@ def write_part(
         ],
         schema=schema,
     )
-    temporary = directory / f"tmp-{plan}-{os.getpid()}.arrow"
-    try:
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    with files.draft(directory / f"{plan}.arrow") as file:
+        with pa.ipc.new_file(file, schema) as writer:
             writer.write_batch(batch)
-        checksum = files.sha256_file(temporary)[:_CHECKSUM_CHARS]
+        file.close()
+        checksum = files.sha256_file(Path(file.name))[:_CHECKSUM_CHARS]
         final = directory / f"part-{plan}-{checksum}.arrow"
-        os.replace(temporary, final)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        os.replace(file.name, final)
     return final
 
 

@@ -12,8 +12,6 @@ import dataclasses
 import hashlib
 import io
 import math
-import os
-import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from torch import Tensor
 from balance.audio.fbank import FrontEnd
 from balance.encoders.safe_load import Cfg, unpickle
 from balance.errors import UserError
+from balance.runtime import files
 from balance.runtime.wording import listed
 
 HEAD_WIDTH = 64  # the published code's attention heads
@@ -330,9 +329,5 @@ def write_random_checkpoint(
     content = {"cfg": wrap(random_cfg(config, front_end)), "model": ({}, state, {}, {})}
     buffer = io.BytesIO()  # not by name: torch.save writes a file's name into it
     torch.save(content, buffer)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        part.write_bytes(buffer.getbuffer())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with files.atomic(path) as file:
+        file.write(buffer.getbuffer())

@@ -6,14 +6,10 @@ appears by rename; a file that cannot be read is a cell that is made again, neve
 
 from __future__ import annotations
 
-import logging
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from balance.probe import training_sets
 from balance.probe.bootstrap import Estimate
@@ -21,8 +17,6 @@ from balance.probe.ranking_metrics import Figures, d_prime, macro
 from balance.probe.training_sets import Arm
 from balance.records import Bool, Float32, Float64
 from balance.runtime import files
-
-log = logging.getLogger(__name__)
 
 READINGS = ("logistic", "knn")
 
@@ -98,18 +92,6 @@ def reading(kept: dict[str, Any], name: str) -> Reading:
 
 
 def read(file: Path) -> dict[str, Any] | None:
-    """A finished cell; None where there is none or it cannot be read (it is then made again)."""
-    try:
-        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            return {name: archive[name] if archive[name].ndim else archive[name].item() for name in archive.files}
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        log.warning("the cached cell %s is damaged: it is made again", file.name)
-        return None
-
-
-def write(file: Path, values: dict[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with files.atomic(file) as temporary, open(temporary, "wb") as stream:
-        np.savez(stream, **values)
+    """A finished cell, numbers as Python's; None where there is none or it is damaged (it is then made again)."""
+    kept = files.read_npz(file)
+    return None if kept is None else {name: values if values.ndim else values.item() for name, values in kept.items()}

@@ -31,6 +31,7 @@ from balance.probe.ranking_metrics import Ranking, macro
 from balance.probe.results import READINGS, Cell, Reading, Table
 from balance.probe.training_sets import Arm
 from balance.records import Float32, Float64, Labels
+from balance.runtime import files
 
 log = logging.getLogger(__name__)
 
@@ -221,7 +222,7 @@ class Probe:
             "heldout_replicates": ranking.figures(self._heldout_weights).ap.astype(np.float32),
             "unfinished": float(fit.slope.max(initial=0.0)),
         }
-        results.write(file, values)
+        files.write_npz(file, values)
         return Cell(arm=arm, **values)
 
     def _fit(self, solver: Solver, passes: int, arm: Arm, done: int) -> Fit:
@@ -301,7 +302,7 @@ class Probe:
                             kept[f"{name}_{kind}_{figure}"] = getattr(figures, figure).astype(
                                 np.float64 if kind == "point" else np.float32
                             )
-                results.write(file, kept)
+                files.write_npz(file, kept)
             out.append(tuple(results.reading(kept, name) for name in READINGS))
         return tuple(out)
 

@@ -32,8 +32,8 @@ def write_curation(
     written = [folder / "decisions.parquet"]
     removed = Removed.join(leaks, curated.removed)
     columns = [pool.ids.take(pa.array(removed.rows)).cast(pa.string()), removed.rule, removed.by, removed.value]
-    with files.atomic(written[0]) as temporary:
-        pq.write_table(pa.table(columns, schema=SCHEMA), temporary)
+    with files.atomic(written[0]) as file:
+        pq.write_table(pa.table(columns, schema=SCHEMA), file)
     if curated.per_label is not None:
         written.append(write_label_file(folder / f"labels_k{k}_{curated.per_label}.k", pool, curated.union.pool_rows))
     chosen = seeds.take(seed_rows)

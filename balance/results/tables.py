@@ -60,7 +60,7 @@ def write_neighbours(folder: Path, k: int, seeds: Index, pool: Index, neighbours
     schema = pa.schema(
         [("seed_id", pa.string()), ("rank", pa.int32()), ("neighbour_id", pa.string()), ("similarity", pa.float32())]
     )
-    with files.atomic(table) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+    with files.atomic(table) as binary, pq.ParquetWriter(binary, schema) as writer:
         for first in range(0, len(seed_ids), _SEEDS_A_BLOCK):
             block = slice(first, first + _SEEDS_A_BLOCK)
             rows = neighbours.pool_rows[block]
@@ -108,7 +108,7 @@ def write_augmented(folder: Path, k: int, seeds: Index, seed_rows: Int64, pool: 
 def write_index(path: Path, parts: Sequence[Index]) -> list[Path]:
     """A VIP-ANT index of these clips, their original lines, and beside it the weight file over this index."""
     weights = path.with_name(f"{path.stem}_weight.csv")
-    with files.atomic(path) as temporary, open(temporary, "wb", buffering=1 << 20) as file:
+    with files.atomic(path) as file:
         for part in parts:
             assert part.lines is not None
             for line in part.lines:

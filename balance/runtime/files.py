@@ -1,38 +1,78 @@
-"""Files that appear complete or not at all, and what is known of them (hashes).
+"""Files that appear complete or not at all: the only place that writes atomically.
 
 A file is written under a temporary name in its own folder and renamed: a reader, a crash or a full disk never meets
-half a file under its final name.
+half a file under its final name. The folder may be shared: a temporary file is made exclusively, under a name that
+nobody can guess, so that no file or link of another user's is ever written through; its mode is the umask's. A kept
+`.npz` ends in a checksum of all its bytes, since numpy does not read a member to its end, where zip has its own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
+import logging
 import os
-import uuid
-from collections.abc import Iterator
+import secrets
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+log = logging.getLogger(__name__)
+
+_BLOCK_BYTES = 1 << 20
+_CHECKSUM_CHARS = 64  # of a sha256, as hexadecimal digits
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside `path` that is not there: tmp-{stem}-{random}{suffixes}."""
+    stem, dot, suffixes = path.name.partition(".")
+    return path.with_name(f"tmp-{stem}-{secrets.token_hex(8)}{dot}{suffixes}")
 
 
 @contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; renamed to it when the block ends well, removed when it does not."""
-    temporary = path.with_name(f"tmp-{uuid.uuid4().hex[:8]}-{path.name}")
+def draft(path: Path) -> Iterator[BinaryIO]:
+    """A new file beside `path`, open to write and read; whoever wants to keep it renames it (`file.name`) when it is
+    closed, and what still has the temporary name at the end of the block is removed."""
+    temporary = _temporary(path)
     try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        with open(temporary, "x+b", buffering=_BLOCK_BYTES) as file:  # exclusively: this follows no link
+            yield file
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that gets its name `path` when the block ends well."""
+    with draft(path) as file:
+        yield file
+        file.close()  # where a full disk or a network says no
+        os.replace(file.name, path)
 
 
 @contextlib.contextmanager
 def atomic_text(path: Path) -> Iterator[IO[str]]:
     """A text file (UTF-8, LF) that gets its name `path` when the block ends well."""
-    with atomic(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n", buffering=1 << 20) as file:
-        yield file
+    with atomic(path) as file, io.TextIOWrapper(file, encoding="utf-8", newline="\n") as text:
+        yield text
+
+
+def atomic_symlink(target: str, path: Path) -> None:
+    """A symbolic link at `path`, in place of what was there."""
+    temporary = _temporary(path)
+    temporary.symlink_to(target)
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -42,11 +82,53 @@ def write_json(path: Path, value: Any) -> None:
         file.write("\n")
 
 
+def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Arrays by name, for `read_npz` (and `numpy.load`): the zip file's comment is a checksum of all that precedes it.
+
+    The bytes are on the disk before the file has its name: it holds hours of work.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as file:
+        np.savez(file, **arrays)
+        with zipfile.ZipFile(file, "a") as archive:
+            archive.comment = bytes(_CHECKSUM_CHARS)
+        file.write(_checksum(file))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_npz(path: Path) -> dict[str, npt.NDArray[Any]] | None:
+    """All arrays of a file of `write_npz`; None where there is none, or, with a warning, one that is damaged."""
+    try:
+        with path.open("rb") as file:
+            if _checksum(file) != file.read():
+                raise ValueError("its checksum does not match, or an earlier version wrote it without one")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be used and is computed anew: %s", path, error)
+        return None
+
+
+def _checksum(file: BinaryIO) -> bytes:
+    """The sha256, in hexadecimal digits, of an open file up to the place of the checksum, where the file then is."""
+    left = file.seek(0, os.SEEK_END) - _CHECKSUM_CHARS
+    file.seek(0)
+    digest = hashlib.sha256()
+    while left > 0 and (block := file.read(min(left, _BLOCK_BYTES))):
+        digest.update(block)
+        left -= len(block)
+    return digest.hexdigest().encode()
+
+
 def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's bytes, read in blocks of 1 MiB (a memory map would count as resident memory)."""
     digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
-        while block := file.read(1 << 20):
+        while block := file.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 
 from balance.errors import UserError
 from balance.records import Float32, Int64, Vectors
+from balance.runtime import files
 from balance.runtime.threads import Cores, Workspace
 from balance.search import candidates, rescore
 
@@ -248,8 +248,7 @@ class Search:
 
     def _resume(self, running: rescore.Running, guesses: torch.Tensor) -> int:
         """The row to go on with; the saved keys and guesses go into `running` and `guesses`."""
-        names = {"signature", "keys", "guesses", "start"}
-        state = read_npz(self.scratch / "state.npz", names) if self.scratch else None
+        state = files.read_npz(self.scratch / "state.npz") if self.scratch else None
         if state is None or str(state["signature"]) != self.signature:
             return 0
         running.restore(torch.from_numpy(state["keys"]))
@@ -268,7 +267,7 @@ class Search:
             "signature": np.array(self.signature),
         }
         try:
-            write_npz(self.scratch / "state.npz", arrays)
+            files.write_npz(self.scratch / "state.npz", arrays)
         except OSError as error:
             log.warning("search: cannot save its state, so it cannot be resumed: %s", error)
             self.scratch = None
@@ -295,30 +294,3 @@ def check_finite(lengths: torch.Tensor, vectors: Vectors, start: int) -> None:
     if not bool(finite.all()):
         row = start + int((~finite).nonzero()[0])
         raise UserError(f"{vectors.name(row)}: its vector holds a number that is not finite (NaN or infinity)")
-
-
-def read_npz(path: Path, names: set[str]) -> dict[str, Any] | None:
-    """The arrays of these names, or None where there is no such file or a damaged one (zip files carry checksums)."""
-    try:
-        with path.open("rb") as file, np.load(file) as arrays:
-            return {name: arrays[name] for name in names}
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except Exception as error:  # of damaged files zipfile and numpy raise half a dozen kinds
-        why = error if isinstance(error, OSError) else type(error).__name__  # numpy's words advise to load pickles
-        log.warning("%s cannot be read and is computed anew: %s", path, why)
-        return None
-
-
-def write_npz(path: Path, arrays: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise

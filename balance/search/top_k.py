@@ -19,7 +19,7 @@ import torch
 
 from balance.errors import UserError
 from balance.records import Float32, Int32, Int64, Vectors
-from balance.runtime import locks
+from balance.runtime import files, locks
 from balance.search import candidates, rescore, streaming
 from balance.search.config import SearchConfig
 
@@ -149,7 +149,7 @@ def cached_search(
             scratch = folder / f"{key}.partial"
             result = search(seeds, pool, wanted, config, device=device, scratch=scratch, progress=progress)
             try:
-                streaming.write_npz(path, {"positions": result[0], "similarities": result[1]})
+                files.write_npz(path, {"positions": result[0], "similarities": result[1]})
             except OSError as error:
                 log.warning("the neighbours are kept for this run alone: %s", error)
             shutil.rmtree(scratch, ignore_errors=True)
@@ -159,7 +159,7 @@ def cached_search(
 
 def _read_result(path: Path, shape: tuple[int, int]) -> Result | None:
     """The first columns of a kept result; None if there is none, or one with too few columns."""
-    arrays = streaming.read_npz(path, {"positions", "similarities"})
+    arrays = files.read_npz(path)
     if arrays is None:
         return None
     positions, similarities = arrays["positions"], arrays["similarities"]
