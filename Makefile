@@ -9,6 +9,15 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 STAMP := $(VENV)/.installed-$(FAISS)
 
+NEW_ENOUGH := import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0])
+define NO_ENVIRONMENT
+$(PYTHON) cannot make the environment $(VENV). Make it with one of these, then type make again:
+  make PYTHON=/path/to/python3.11                               (Debian, Ubuntu: apt-get install python3-venv)
+  uv venv --seed --python 3.12 $(VENV)
+  conda create --yes --prefix $(VENV) python=3.12 pip
+endef
+export NO_ENVIRONMENT
+
 .PHONY: run test check install
 
 run: install
@@ -24,9 +33,8 @@ check: install
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is %s: make PYTHON=/path/to/python3.11" % sys.version.split()[0])'
-	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) -m venv failed: on Debian and Ubuntu, apt-get install python3-venv" >&2; exit 1; }
+$(STAMP): pyproject.toml setup.py constraints.txt
+	@$(PIP) --version >/dev/null 2>&1 || { $(PYTHON) -c '$(NEW_ENOUGH)' && $(PYTHON) -m venv $(VENV); } || { echo "$$NO_ENVIRONMENT" >&2; exit 1; }
 	$(PIP) install $(TORCH)
 	@rm -f $(VENV)/.installed-*
 	@$(PIP) uninstall --yes faiss-$(OTHER_FAISS) 2>/dev/null || true  # both builds own the same folder: never both

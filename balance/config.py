@@ -2,7 +2,8 @@
 
 Keys, defaults and checks are defined beside what they configure (`data/config.py`, `search/config.py`, …). Nothing
 further in sees a DictConfig, and a stage receives its own keys, not these `Settings`. The `conf/` folder lies inside
-an installed package and at the top of a checkout; `conf/local/` of the working directory is found from both.
+an installed package and at the top of a checkout. What neither has, such as `local/default.yaml`, is looked for in
+`conf/` of the working directory.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -107,8 +111,18 @@ class IndexSettings:
 SCHEMAS = {"run": Settings, "probe": ProbeSettings, "index": IndexSettings}
 
 
+class _WorkingDirectory(SearchPathPlugin):
+    """Hydra looks in `conf/` of the working directory for what the program's own folder does not have."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        here = Path("conf").absolute()
+        if here.is_dir() and here.resolve() != CONF:
+            search_path.append("working directory", f"file://{here}")
+
+
 def register() -> None:
-    """Tell Hydra the typed schema of each command (`conf/*.yaml` name theirs first in their defaults lists)."""
+    """Tell Hydra where it looks, and each command's typed schema (`conf/*.yaml` name theirs first)."""
+    Plugins.instance().register(_WorkingDirectory)
     for name, schema in SCHEMAS.items():
         ConfigStore.instance().store(name=f"{name}_schema", node=schema)
     # With microseconds it makes run directories unique.
