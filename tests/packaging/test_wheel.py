@@ -49,7 +49,7 @@ def test_the_distribution_does_not_take_the_name_of_another_project(installed: I
     assert metadata["Name"] == "audio-balance"
     assert metadata["Version"] == balance.__version__
     assert metadata["Requires-Python"] == ">=3.11"
-    extras = {line for line in metadata.get_all("Provides-Extra")}
+    extras = set(metadata.get_all("Provides-Extra"))
     written = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert extras == set(written)
     assert all(written.values()), "an extra without a dependency promises what is not there"
