@@ -7,7 +7,6 @@ express, get a tree of relative symbolic links under `index.out` instead of copi
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,15 +15,15 @@ from typing import Any
 import pyarrow as pa
 
 from balance.data.config import INDEX_EXAMPLES, IndexConfig
+from balance.data.links import LinkTree, chunk_folders, last_leads_to
 from balance.data.media_scan import Found, scan
 from balance.data.missing import label_losses
-from balance.data.segments import Matched, SegmentList, gold_paths, lines, match, read_list, wanted
+from balance.data.segments import Matched, SegmentList, lines, match, read_list, wanted
 from balance.data.vipant_index import index_weights
 from balance.errors import UserError
 from balance.records import Index
-from balance.runtime.files import atomic_symlink, atomic_text, write_json
+from balance.runtime.files import atomic_text, write_json
 
-LINK_CHUNK_CLIPS = 35_000  # clips per folder of links: as many as VIP-ANT's own chunks hold
 JOINT = "train_segments"
 
 
@@ -56,11 +55,12 @@ def build(config: IndexConfig, *, ontology: dict[str, str] | None = None) -> Ite
     matches = [match(segments, sought, found, require_frames=require_frames) for segments in lists]
     if not any(len(matched.rows) for matched in matches):
         raise UserError(_nothing_found(media, lists[0], found, require_frames))
+    stems = [Path(path).stem for path in config.segments]
     summary: dict[str, Any] = {"lists": {}, "require_frames": require_frames, "link": link}
-    for path, matched in zip(config.segments, matches, strict=True):
-        stem = Path(path).stem
-        folders = _link(matched, media, out, stem) if link else None
-        _write_index(out, stem, matched, folders)
+    if link:
+        summary["links_lead_to"] = _link(media, out, stems, matches)
+    for stem, matched in zip(stems, matches, strict=True):
+        _write_index(out, stem, matched, chunk_folders(matched, stem) if link else None)
         listed, present = len(matched.segments), len(matched.rows)
         summary["lists"][stem] = {"listed": listed, "found": present}
         yield f"src_{stem}.csv: {present:,} of the {listed:,} listed clips are there ({present / listed:.1%})"
@@ -69,7 +69,7 @@ def build(config: IndexConfig, *, ontology: dict[str, str] | None = None) -> Ite
         if present < listed:
             yield f"  labels that lost most: {_losses(matched, ontology or {})}"
     yield from _advice(found)
-    split_line = _write_joint(out, [Path(path).stem for path in config.segments], matches)
+    split_line = _write_joint(out, stems, matches)
     if split_line is not None:
         summary["split_line"] = split_line
         yield f"src_{JOINT}.csv: the unbalanced clips, then the balanced ones; split line {split_line}"
@@ -131,40 +131,11 @@ def _write_joint(out: Path, stems: list[str], matches: list[Matched]) -> int | N
     return len(matches[unbalanced[0]].rows)
 
 
-def _link(matched: Matched, media: Path, out: Path, stem: str) -> list[str]:
-    """Links to the gold files of each clip (and its frames) under `out`; returns each clip's chunk folder."""
-    found, segments = matched.found, matched.segments
-    base, real_out = os.path.realpath(media), os.path.realpath(out)
-    folders: list[str] = []
-    made: set[str] = set()
-    towards = ""
-    for row, number, path in zip(matched.rows.tolist(), matched.numbers.tolist(), gold_paths(matched), strict=True):
-        first = row // LINK_CHUNK_CLIPS * LINK_CHUNK_CLIPS
-        folder = f"{stem}_{first}_{min(first + LINK_CHUNK_CLIPS, len(segments))}"
-        if folder not in made:
-            made.add(folder)
-            for kind in (found.key, "frame") if found.has_frames else (found.key,):
-                (out / folder / kind).mkdir(parents=True, exist_ok=True)
-            towards = os.path.relpath(base, os.path.join(real_out, folder, found.key))
-        folders.append(folder)
-        id = segments.ids[row]
-        place = f"{real_out}/{folder}/{found.key}/{id}."
-        if found.folder[number] < 0:
-            _symlink(f"{towards}/{path}", f"{place}p0.{path.rpartition('.')[2]}")
-            continue
-        chunk = found.folders[found.folder[number]]
-        source = f"{towards}/{chunk}" if chunk else towards
-        for rest in found.audio[number]:
-            _symlink(f"{source}/{found.key}/{id}.{rest}", place + rest)
-        for rest in found.frames[number]:
-            _symlink(f"{source}/frame/{id}.{rest}", f"{real_out}/{folder}/frame/{id}.{rest}")
-    return folders
-
-
-def _symlink(target: str, place: str) -> None:
-    try:
-        os.symlink(target, place)
-    except FileExistsError:
-        if os.path.islink(place) and os.readlink(place) == target:
-            return
-        atomic_symlink(target, Path(place))
+def _link(media: Path, out: Path, stems: list[str], matches: list[Matched]) -> str:
+    """Links to the gold files of all lists' clips under `out`; returns where they lead."""
+    tree = LinkTree(media, out, last=last_leads_to(out))
+    for stem, matched in zip(stems, matches, strict=True):
+        tree.refuse_obstacles(matched, stem)
+    for stem, matched in zip(stems, matches, strict=True):
+        tree.make(matched, stem)
+    return tree.leads_to

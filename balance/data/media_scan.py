@@ -16,6 +16,7 @@ from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -93,15 +94,36 @@ def scan(root: Path, wanted: Wanted, *, skip: Path | None = None) -> Found:
     Links to folders are followed, except to a folder that the walk is inside of. Where `skip` is the root itself,
     gold files that are links into it are not seen: an earlier run made them.
     """
-    skipped = os.path.abspath(skip) if skip is not None else None
-    walk = _Walk(wanted, os.path.realpath(root) if skipped == os.path.abspath(root) else None)
-    stack = [""]
+    top = os.path.realpath(root)
+    skipped = os.path.realpath(skip) if skip is not None else None
+    walk = _Walk(wanted, top if skipped == top else None)
+    stack = [_Folder("", top, ())]
     while stack:
-        relative = stack.pop()
-        here = os.path.join(root, relative)
-        if not relative or os.path.abspath(here) != skipped:  # indexes may be written beside the media
-            stack += walk.enter(here, relative)
+        folder = stack.pop()
+        if not folder.relative or folder.real != skipped:  # indexes may be written beside the media
+            stack += walk.enter(folder)
     return walk.found()
+
+
+class _Folder(NamedTuple):
+    """A folder of the walk: its path as seen from the root, its real path, the folders that links were taken in."""
+
+    relative: str
+    real: str
+    left: tuple[str, ...]
+
+    def path(self, name: str) -> str:
+        """A name in this folder, relative to the root."""
+        return f"{self.relative}/{name}" if self.relative else name
+
+    def behind(self, entry: os.DirEntry[str]) -> _Folder | None:
+        """The folder that an entry links to; None where it links to none, or the walk would have no end."""
+        if not entry.is_symlink() or not entry.is_dir():
+            return None
+        target, left = os.path.realpath(entry.path), (*self.left, self.real)
+        if any(folder == target or folder.startswith(target + os.sep) for folder in left):
+            return None
+        return _Folder(self.path(entry.name), target, left)
 
 
 class _Walk:
@@ -117,21 +139,21 @@ class _Walk:
         self._unreadable: dict[int, str] = {}
         self._has_frames = False
 
-    def enter(self, here: str, relative: str) -> list[str]:
-        """Take in one folder's files; returns its sub-folders, relative to the root."""
-        parent, _, base = relative.rpartition("/")
+    def enter(self, folder: _Folder) -> list[_Folder]:
+        """Take in one folder's files; returns its sub-folders."""
+        parent, _, base = folder.relative.rpartition("/")
         place = len(self._folders)
         self._folders.append(parent)
         is_frames = base == "frame"
         self._has_frames |= is_frames
         gold = self._gold.get(base)
         number = self._wanted.number
-        below: list[str] = []
-        with os.scandir(here) as entries:
+        below: list[_Folder] = []
+        with os.scandir(folder.real) as entries:
             for entry in entries:
                 name = entry.name
                 if entry.is_dir(follow_symlinks=False):
-                    below.append(f"{relative}/{name}" if relative else name)
+                    below.append(_Folder(folder.path(name), entry.path, folder.left))
                     continue
                 if (gold is not None or is_frames) and self._is_own_link(entry):
                     continue
@@ -142,14 +164,14 @@ class _Walk:
                         self._frames.add(clip, place, sys.intern(rest))
                 elif suffix in ALL_AUDIO:
                     if gold is None or "." not in rest:
-                        self._add_flat(name, suffix, f"{relative}/{name}" if relative else name)
+                        self._add_flat(name, suffix, folder.path(name))
                     elif rest.startswith(GOLD) and (clip := number.get(id)) is not None:
                         if suffix in AUDIO_SUFFIXES:
                             gold.add(clip, place, sys.intern(rest))
                         else:
                             self._unreadable[clip] = suffix
-                elif entry.is_symlink() and entry.is_dir() and not _is_inside(here, entry.path):
-                    below.append(f"{relative}/{name}" if relative else name)
+                elif (linked := folder.behind(entry)) is not None:
+                    below.append(linked)
         return below
 
     def _is_own_link(self, entry: os.DirEntry[str]) -> bool:
@@ -231,9 +253,3 @@ def _files(seen: _Seen, clips: Int64, places: Int32, folder: Int32) -> Files:
     order = np.lexsort((codes, clips))
     offsets = np.concatenate([[0], np.cumsum(np.bincount(clips, minlength=len(folder)))]).astype(np.int64)
     return Files(rests, offsets, codes[order])
-
-
-def _is_inside(here: str, link: str) -> bool:
-    """Whether a link leads to a folder that `here` is in: following it would not end."""
-    target, inside = os.path.realpath(link), os.path.realpath(here)
-    return inside == target or inside.startswith(target + os.sep)
