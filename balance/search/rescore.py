@@ -26,9 +26,13 @@ _GATHER_BYTES = 1 << 30  # of a GPU, for the rows of one batch of pairs
 _TABLE_BYTES = 1 << 25
 _MOST_ROOM = 1 << 11  # new keys a seed: for a larger k a second table of that size would cost more than more merges
 
-with warnings.catch_warnings():  # "Sparse CSR tensor support is in beta", which torch says once; not safe in threads
-    warnings.simplefilter("ignore")
-    torch.sparse_csr_tensor([0, 0], [], [], size=(1, 1), check_invariants=False)
+
+def hear_sparse_warning() -> None:
+    """Let torch say here, unheard, what it says once per process: that sparse tensors are "in beta". For `cosines` on a
+    CPU: call it before threads start, since Python's filter of warnings is one for all threads."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.sparse_csr_tensor([0, 0], [], [], size=(1, 1), check_invariants=False)
 
 
 def lengths_of(rows64: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,11 @@
 """One exact search: the pool streamed block by block past the seeds, with a running top K.
 
-In: non-zero seeds in memory, the pool as `Vectors`, a first pass (topk.py). Out: sorted keys (exact.py). A sample of
-the pool gives a guess of every seed's K-th similarity; the first pass returns each pair that may reach it, or the
-running K-th where that is higher; those are rescored exactly while their block is in memory and merged. A seed is
-certified when its K-th similarity is at least its guess; the others are searched again without one. The price: a guess
-too low costs rescoring, one too high a second pass for that seed: rare where the sample is like the pool.
+In: non-zero seeds in memory, the pool as `Vectors`, a first pass (candidates.py). Out: sorted keys (rescore.py). A
+sample of the pool gives a guess of every seed's K-th similarity. The first pass returns each pair that may reach the
+guess, or the running K-th where that is higher; these pairs are rescored exactly while their block is in memory, and
+merged. A seed is certified when its K-th similarity is at least its guess; the others are searched again without one.
+The price: a guess too low costs rescoring, one too high a second pass for that seed, which is rare where the sample is
+like the pool.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from balance.records import Float32, Int64, Vectors
 from balance.runtime import files
 from balance.runtime.threads import Cores, Workspace
 from balance.search import candidates, rescore
+from balance.search.cosine_bound import CosineBound
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +51,14 @@ class Search:
         seeds: Float32,
         pool: Vectors,
         k: int,
-        product: candidates.Product,
+        first_pass: candidates.CandidateSearch,
         scratch: Path | None,
         progress: Progress | None,
         block_rows: int | None,
     ) -> None:
-        self.pool, self.k, self.product, self.scratch = pool, k, product, scratch
+        self.pool, self.k, self.first_pass, self.scratch = pool, k, first_pass, scratch
         self.progress = progress or (lambda done, total: None)
-        self.device = product.device
+        self.device = first_pass.device
         on_cpu = self.device.type == "cpu"
         cores = torch.get_num_threads() if on_cpu else 1
         self.rescore_pairs = RESCORE_PAIRS // cores
@@ -71,12 +73,12 @@ class Search:
     def _usual_block_rows(self, num_seeds: int, cores: int) -> int:
         """As many as the backend likes and memory allows, and about as many in every block of every core."""
         (num_pool, dim), batch = self.pool.shape, min(num_seeds, SEED_ROWS)
-        most = self.product.block_bytes // (4 * dim)
+        most = self.first_pass.block_bytes // (4 * dim)
         if self.device.type == "cpu":
             most = min(most, BLOCK_PAIRS_CPU // (cores * batch))
         else:
             free_bytes, _ = torch.cuda.mem_get_info(self.device)
-            # A row as it came, in float64 and lowered, a pair's score and whether it reaches: half of what is free.
+            # Half of what is free: for a row as it came, in float64 and in low precision; a pair's score, and a bool.
             most = min(most, BLOCK_PAIRS_GPU // batch, free_bytes // 2 // (18 * dim + 4 * batch))
         most = max(ROWS_MULTIPLE, most // ROWS_MULTIPLE * ROWS_MULTIPLE)
         rows = math.ceil(num_pool / (cores * math.ceil(num_pool / (cores * most))))
@@ -86,6 +88,7 @@ class Search:
         """Keys (S, k) int64, ascending."""
         if self.device.type != "cpu":
             return self._run()
+        rescore.hear_sparse_warning()
         with Cores() as cores:
             self.spread = cores.map
             return self._run()
@@ -99,25 +102,25 @@ class Search:
         length = float(torch.linalg.vector_norm(few - mean, dim=1).median())
         scale = 2.0 ** min(14, max(0, round(-math.log2(max(length, 1e-9)))))
         guesses = torch.full((len(self.seeds64),), -torch.inf, device=self.device)
-        if self.product.needs_guess:
-            guesses = self._guess(candidates.Centre(mean, scale, candidates.first_pass_dtype(self.device)), sample)
+        if self.first_pass.needs_guess:
+            guesses = self._guess(CosineBound(mean, scale, candidates.first_pass_dtype(self.device)), sample)
         del sample
-        centre = candidates.Centre(mean, scale, self.product.dtype)
-        keys = self._scan(centre, self.seeds64, self.lengths, guesses, resumable=True)
+        bound = CosineBound(mean, scale, self.first_pass.dtype)
+        keys = self._scan(bound, self.seeds64, self.lengths, guesses, resumable=True)
         last = rescore.similarities_of(keys[:, -1])
         full = keys[:, -1] != rescore.EMPTY
         missed = (~full | (last < guesses)).nonzero().squeeze(1)
         if len(missed):
             log.info("search: %d of %d seeds are searched again: the sample misjudged them", len(missed), len(keys))
             certain = torch.where(full, last, -torch.inf)[missed]
-            keys[missed] = self._scan(centre, self.seeds64[missed], self.lengths[missed], certain, resumable=False)
+            keys[missed] = self._scan(bound, self.seeds64[missed], self.lengths[missed], certain, resumable=False)
         assert not bool((keys == rescore.EMPTY).any()), "a seed has fewer than k neighbours"
         return keys.cpu().numpy()
 
     def _sample(self) -> torch.Tensor:
         """Rows spread evenly over the pool, (n, dim) float32."""
         num_pool = self.pool.shape[0]
-        num_sample = min(num_pool, SAMPLE_ROWS if self.product.needs_guess else SAMPLE_ROWS // 4)
+        num_sample = min(num_pool, SAMPLE_ROWS if self.first_pass.needs_guess else SAMPLE_ROWS // 4)
         pieces = 1 if num_pool == num_sample else min(SAMPLE_PIECES, num_sample)
         length = num_sample // pieces
         rows = torch.empty(pieces * length, self.pool.shape[1], device=self.device)
@@ -127,7 +130,7 @@ class Search:
             check_finite(piece.sum(dim=1, dtype=torch.float64), self.pool, start)
         return rows
 
-    def _guess(self, centre: candidates.Centre, sample: torch.Tensor) -> torch.Tensor:
+    def _guess(self, bound: CosineBound, sample: torch.Tensor) -> torch.Tensor:
         """Per seed a similarity below its K-th, very probably (S,) float32."""
         num_pool, num_sample = self.pool.shape[0], len(sample)
         expected = self.k * num_sample / num_pool
@@ -136,10 +139,10 @@ class Search:
         rank = math.ceil(expected + 5 * spread + 4 + expected / 8 * num_sample / num_pool)
         if rank >= num_sample:
             return torch.full((len(self.seeds64),), -torch.inf, device=self.device)
-        seeds, constants = centre.seeds(self.seeds64)
+        seeds, constants = bound.seeds(self.seeds64)
 
         def lower(some: torch.Tensor) -> torch.Tensor:
-            return centre.pool(some, *self._room(len(some)), bounds=False).clone()
+            return bound.pool(some, *self._room(len(some)), bounds=False).clone()
 
         matrix = torch.cat(list(self.spread(lower, torch.split(sample, 1024))))
 
@@ -147,11 +150,11 @@ class Search:
             return candidates.ranked(some @ matrix.t(), rank)
 
         rows = 128 if self.device.type == "cpu" else 1024
-        return centre.cosines(torch.cat(list(self.spread(best, torch.split(seeds, rows)))), constants)
+        return bound.cosines(torch.cat(list(self.spread(best, torch.split(seeds, rows)))), constants)
 
     def _scan(
         self,
-        centre: candidates.Centre,
+        bound: CosineBound,
         seeds64: torch.Tensor,
         lengths: torch.Tensor,
         guesses: torch.Tensor,
@@ -161,7 +164,7 @@ class Search:
         """One pass over the pool: keys (S, k), complete wherever the last similarity is at least the guess."""
         num_pool = self.pool.shape[0]
         batches = [
-            _Batch(centre, seeds64, lengths, guesses, slice(i, min(i + SEED_ROWS, len(seeds64))))
+            _Batch(bound, seeds64, lengths, guesses, slice(i, min(i + SEED_ROWS, len(seeds64))))
             for i in range(0, len(seeds64), SEED_ROWS)
         ]
         running = rescore.Running(len(seeds64), self.k, self.device)
@@ -170,7 +173,7 @@ class Search:
 
         def add(block: slice) -> None:
             nonlocal done
-            self._add(block, centre, batches, running)
+            self._add(block, bound, batches, running)
             with self.lock:
                 done += block.stop - block.start
                 self.progress(done, num_pool)
@@ -192,11 +195,11 @@ class Search:
             yield block
             start = block.stop
 
-    def _add(self, block: slice, centre: candidates.Centre, batches: list[_Batch], running: rescore.Running) -> None:
+    def _add(self, block: slice, bound: CosineBound, batches: list[_Batch], running: rescore.Running) -> None:
         """`_add_block`, in halves where it does not fit into the GPU's memory."""
         fits = True
         try:
-            self._add_block(block, centre, batches, running)
+            self._add_block(block, bound, batches, running)
         except torch.cuda.OutOfMemoryError:
             if block.stop - block.start == 1:
                 raise
@@ -205,7 +208,7 @@ class Search:
             self._halve_blocks(block)
             running.forget(block.start)
             for half in self._blocks(block.start, block.stop):
-                self._add(half, centre, batches, running)
+                self._add(half, bound, batches, running)
 
     def _halve_blocks(self, block: slice) -> None:
         self.block_rows = (block.stop - block.start) // 2
@@ -213,20 +216,18 @@ class Search:
         torch.cuda.empty_cache()
         log.info("search: the GPU is out of memory; going on with blocks of %d rows", self.block_rows)
 
-    def _add_block(
-        self, block: slice, centre: candidates.Centre, batches: list[_Batch], running: rescore.Running
-    ) -> None:
+    def _add_block(self, block: slice, bound: CosineBound, batches: list[_Batch], running: rescore.Running) -> None:
         """These rows of the pool against every seed."""
         rows = self._block(block.start, block.stop)
         wide, lengths = self._room(len(rows))
-        matrix = centre.pool(rows, wide, lengths)
+        matrix = bound.pool(rows, wide, lengths)
         check_finite(lengths, self.pool, block.start)
         likely = self._likely(len(rows), block.start)
-        if not self.product.needs_guess:  # then nothing but the running K-th keeps the pairs few
+        if not self.first_pass.needs_guess:  # then nothing but the running K-th keeps the pairs few
             running.merge()
         for batch in batches:
-            thresholds = centre.thresholds(torch.maximum(batch.guesses, running.lowest[batch.seeds]), batch.constants)
-            seed_at, row_at = self.product.above(centre, batch.matrix, matrix, thresholds, self.k, likely)
+            thresholds = bound.thresholds(torch.maximum(batch.guesses, running.lowest[batch.seeds]), batch.constants)
+            seed_at, row_at = self.first_pass.find(bound, batch.matrix, matrix, thresholds, self.k, likely)
             for first in range(0, len(seed_at), self.rescore_pairs):
                 some = slice(first, first + self.rescore_pairs)
                 similarities = rescore.cosines(batch.seeds64, batch.lengths, wide, lengths, seed_at[some], row_at[some])
@@ -278,14 +279,14 @@ class _Batch:
 
     def __init__(
         self,
-        centre: candidates.Centre,
+        bound: CosineBound,
         seeds64: torch.Tensor,
         lengths: torch.Tensor,
         guesses: torch.Tensor,
         seeds: slice,
     ) -> None:
         self.seeds64, self.lengths, self.guesses, self.seeds = seeds64[seeds], lengths[seeds], guesses[seeds], seeds
-        self.matrix, self.constants = centre.seeds(self.seeds64)
+        self.matrix, self.constants = bound.seeds(self.seeds64)
 
 
 def check_finite(lengths: torch.Tensor, vectors: Vectors, start: int) -> None:

@@ -1,9 +1,10 @@
 """Exact top-K by cosine: the same bytes on every backend, computed once and sliced afterwards.
 
 In: seeds (S, dim) and the pool as `Vectors`. Out: positions and similarities (S, k) in the contract's order
-(similarity descending, position ascending). Here: which backend, zero seeds, and the neighbours kept on disk; scan.py
-streams the pool, topk.py finds candidates with a certain bound, exact.py rescores them. The price of keeping
-max(k, k_cache) neighbours: a small k costs what 512 cost, and 8 bytes a neighbour.
+(similarity descending, position ascending). Here: which backend, zero seeds, and the neighbours kept on disk;
+streaming.py streams the pool, candidates.py finds pairs by the bound of cosine_bound.py, rescore.py computes their
+similarities. Why no byte depends on the backend: docs/exact-search.md. The price of keeping max(k, k_cache) neighbours:
+a small k costs what 512 cost, and 8 bytes per neighbour.
 """
 
 from __future__ import annotations
@@ -85,18 +86,18 @@ def search(
     streaming.check_finite(
         rescore.lengths_of(torch.from_numpy(seeds).double()), ArrayVectors(seeds, "seeds, row {}".format), 0
     )
-    product, line = candidates.choose(config.backend, device)
+    first_pass, line = candidates.choose(config.backend, device)
     log.info("%s", line)
     nonzero = seeds.any(axis=1)
     if nonzero.all():
-        return rescore.from_keys(streaming.Search(seeds, pool, k, product, scratch, progress, block_rows).run())
+        return rescore.from_keys(streaming.Search(seeds, pool, k, first_pass, scratch, progress, block_rows).run())
     # A zero seed has similarity 0 with every clip: the first k of the pool.
     found = None
     if nonzero.any():
         found = rescore.from_keys(
-            streaming.Search(seeds[nonzero], pool, k, product, scratch, progress, block_rows).run()
+            streaming.Search(seeds[nonzero], pool, k, first_pass, scratch, progress, block_rows).run()
         )
-    else:  # nothing reads the pool, but what is wrong with it is said all the same
+    else:  # no search reads the pool, so look here whether all of it is finite
         for start in range(0, num_pool, streaming.SAMPLE_ROWS):
             rows = torch.as_tensor(pool.read(start, min(start + streaming.SAMPLE_ROWS, num_pool)))
             streaming.check_finite(rescore.lengths_of(rows.double()), pool, start)

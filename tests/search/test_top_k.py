@@ -25,6 +25,7 @@ from balance.errors import UserError
 from balance.records import Float32
 from balance.search import candidates, rescore, streaming, top_k
 from balance.search.config import Backend, SearchConfig
+from balance.search.cosine_bound import CosineBound
 from balance.search.top_k import ArrayVectors, cached_search, search
 from tests.paths import REPOSITORY
 from tests.search_reference import crowded, reference
@@ -151,13 +152,13 @@ def test_bound_holds(dtype: torch.dtype, cosine: float) -> None:
     vectors[70] *= -1
     lengths = rescore.lengths_of(vectors)
     units = vectors / lengths.clamp(min=1e-300)[:, None]
-    centre = candidates.Centre(units.mean(dim=0), 16.0 if cosine > 0.99 else 1.0, dtype)
-    seeds, constants = centre.seeds(vectors[:50])
+    bound = CosineBound(units.mean(dim=0), 16.0 if cosine > 0.99 else 1.0, dtype)
+    seeds, constants = bound.seeds(vectors[:50])
     wide, measured = torch.empty(1250, 96).double(), torch.empty(1250).double()
-    pool = centre.pool(vectors[50:].float(), wide, measured)
+    pool = bound.pool(vectors[50:].float(), wide, measured)
     assert torch.equal(wide, vectors[50:])
     assert torch.equal(measured, lengths[50:])
-    upper = (seeds.float() @ pool.float().t()).double() / centre.scale**2 + constants[:, None]
+    upper = (seeds.float() @ pool.float().t()).double() / bound.scale**2 + constants[:, None]
     cosines = units[:50] @ units[50:].t()
     slack = upper - cosines
     assert slack.min() > -1e-7 * (1 - cosine)  # this product in float32 is itself not exact
@@ -203,7 +204,7 @@ def test_lists_of_the_nearest(cosine: float, monkeypatch: pytest.MonkeyPatch) ->
         return torch.from_numpy(scores), torch.from_numpy(rows)
 
     monkeypatch.setattr(candidates, "FAISS_MOST_ON_GPU", 40)
-    monkeypatch.setattr(candidates, "choose", lambda *_: (candidates.FaissLists(knn, CPU), "lists"))
+    monkeypatch.setattr(candidates, "choose", lambda *_: (candidates.FaissKnnSearch(knn, CPU), "lists"))
     seeds, pool = crowded(9, 20, cosine, seed=30), crowded(3000, 20, cosine, seed=31)
     pool[1000:1200] = crowded(200, 20, cosine / 2 + 0.499, seed=32)
     pool[2000:2100] = pool[7]
@@ -309,8 +310,8 @@ def test_choice_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert "torch on cpu" in candidates.choose(Backend.torch, CPU)[1]
     # This FAISS knows no GPU: whoever asks for it on one is told.
     if not hasattr(sys.modules["faiss"], "knn_gpu"):
-        product, _ = candidates.choose(Backend.faiss, torch.device("cuda:0"))
-        assert product.device == CPU
+        first_pass, _ = candidates.choose(Backend.faiss, torch.device("cuda:0"))
+        assert first_pass.device == CPU
         assert "built for CPUs only" in caplog.text
 
 
@@ -386,6 +387,7 @@ from pathlib import Path
 import numpy as np, torch
 from balance.search import streaming, top_k
 from balance.search.config import Backend, SearchConfig
+from balance.search.cosine_bound import CosineBound
 
 class Slow(top_k.ArrayVectors):
     reads = 0
@@ -459,6 +461,7 @@ import os, sys
 from pathlib import Path
 import numpy as np, torch
 from balance.search.config import Backend, SearchConfig
+from balance.search.cosine_bound import CosineBound
 from balance.search.top_k import search
 from balance.data.precomputed import FlatVectors
 

@@ -68,16 +68,14 @@ def test_cuda_blocks_follow_what_is_free(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_cuda_out_of_memory_halves_the_block(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     vectors = crowded(2020, 64, 0.9, seed=21)
-    original = candidates.TorchProduct.above
+    original = candidates.TorchSearch.find
 
-    def above(
-        self: candidates.TorchProduct, centre: object, seeds: object, pool: torch.Tensor, *rest: object
-    ) -> object:
+    def find(self: candidates.TorchSearch, bound: object, seeds: object, pool: torch.Tensor, *rest: object) -> object:
         if len(pool) > 300:
             raise torch.cuda.OutOfMemoryError
-        return original(self, centre, seeds, pool, *rest)  # type: ignore[arg-type]
+        return original(self, bound, seeds, pool, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(candidates.TorchProduct, "above", above)
+    monkeypatch.setattr(candidates.TorchSearch, "find", find)
     caplog.set_level(logging.INFO)
     config = SearchConfig(backend=Backend.torch)
     found = search(vectors[:20], ArrayVectors(vectors[20:]), 50, config, device=torch.device("cuda"))
