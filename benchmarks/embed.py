@@ -30,8 +30,9 @@ import torch
 from omegaconf import OmegaConf
 
 from balance.audio import decode
-from balance.audio.decoders import DecoderPool, DecodeSettings, Job, plan_slots
-from balance.audio.fbank import FrontEnd, log_mel
+from balance.audio.decoder_process import DecodeSettings, Job
+from balance.audio.decoders import DecoderPool, plan_slots
+from balance.audio.fbank import FrontEnd, LogMel
 from balance.embed import worker
 from balance.encoders.checkpoint import Checkpoint, TowerConfig, read_checkpoint, write_random_checkpoint
 from balance.encoders.precision import Precision
@@ -103,11 +104,11 @@ def fbank_ratio(wave: torch.Tensor, front_end: FrontEnd, repeats: int) -> float:
     """CPU time of torchaudio's algorithm / ours, one core each, by turns."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    batch = wave.repeat(4, 1)
+    batch, log_mel = wave.repeat(4, 1), LogMel(front_end)
     best = {"ours": float("inf"), "theirs": float("inf")}
     for _ in range(3 * repeats + 2):
         started = time.thread_time()
-        log_mel(batch, [batch.shape[1]] * len(batch), SAMPLE_RATE, front_end)
+        log_mel(batch, [batch.shape[1]] * len(batch), SAMPLE_RATE)
         between = time.thread_time()
         straightforward.kaldi_fbank(wave, float(SAMPLE_RATE), front_end.num_mel_bins)
         best["ours"] = min(best["ours"], (between - started) / len(batch))
@@ -224,6 +225,7 @@ def measure(args: argparse.Namespace, root: Path) -> dict[str, Any]:
     names = write_world(root, args.clips, config)
     checkpoint = read_checkpoint(root / "model.pth")
     front_end = checkpoint.front_end
+    log_mel = LogMel(front_end)
     rates: dict[str, float] = {}
     figures: dict[str, Any] = {"threads": threads, "clips": args.clips, "torch": torch.__version__}
 
@@ -233,13 +235,13 @@ def measure(args: argparse.Namespace, root: Path) -> dict[str, Any]:
     figures["fbank_ratio"] = fbank_ratio(wave, front_end, args.repeats)
     pairs = [wave.repeat(2, 1)] * 16  # what the product gives a core at once
     lengths = [wave.shape[1]] * 2
-    spectrograms = [log_mel(pair, lengths, SAMPLE_RATE, front_end) for pair in pairs]
+    spectrograms = [log_mel(pair, lengths, SAMPLE_RATE) for pair in pairs]
 
     def on_all_cores(stage: Callable[[torch.Tensor], Any], items: list[torch.Tensor]) -> float:
         with Cores() as cores:
             return best_rate(lambda: cores.map(stage, items), 2 * len(items), args.repeats)
 
-    rates["fbank"] = on_all_cores(lambda pair: log_mel(pair, lengths, SAMPLE_RATE, front_end), pairs)
+    rates["fbank"] = on_all_cores(lambda pair: log_mel(pair, lengths, SAMPLE_RATE), pairs)
     peak_bytes = 0
     for precision in (Precision.bfloat16, Precision.float32):
         name = precision.value
@@ -267,6 +269,7 @@ def measure_on_gpu(args: argparse.Namespace, root: Path) -> dict[str, Any]:
     wave = torch.from_numpy(decode.load(root / names[0], max_frames=1000, zero_mean=True).samples)[None]
     waves = wave.repeat(args.batch_size, 1).to(device)
     lengths = [waves.shape[1]] * len(waves)
+    log_mel = LogMel(front_end)
     rates = {"decode": decode_rate(root, names[:1000], front_end, workers)}
     figures: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "decoders": workers}
 
@@ -279,15 +282,13 @@ def measure_on_gpu(args: argparse.Namespace, root: Path) -> dict[str, Any]:
         return many
 
     clips = 20 * len(waves)
-    rates["fbank"] = best_rate(
-        synchronised(lambda: log_mel(waves, lengths, SAMPLE_RATE, front_end)), clips, args.repeats
-    )
+    rates["fbank"] = best_rate(synchronised(lambda: log_mel(waves, lengths, SAMPLE_RATE)), clips, args.repeats)
     for precision in (Precision.tf32, Precision.bfloat16):
         for compiled in (False, True):
             encoder = build_encoder(checkpoint, device, precision, compile=compiled)
 
             def both(encoder: Any = encoder) -> None:
-                encoder(log_mel(waves, lengths, SAMPLE_RATE, front_end))
+                encoder(log_mel(waves, lengths, SAMPLE_RATE))
 
             name = f"fbank_forward_{precision.value}{'_compiled' if compiled else ''}"
             rates[name] = best_rate(synchronised(both), clips, args.repeats)

@@ -33,7 +33,7 @@ LEVEL = {name: -number for number, names in enumerate(LEVELS) for name in names}
 KEYS = {module for module in MODULES if module.endswith(".config")} | {"encoders.precision"}
 COMMANDS = {*LEVELS[0][:-1], "probe.__main__"}
 # What a decoder process imports must start in a fifth of a second.
-LIGHT = {"audio.decode", "audio.decoders", "data.media"}
+LIGHT = {"audio.decode", "audio.decoder_process", "data.media"}
 HEAVY = {"torch", "hydra", "faiss", "matplotlib", "pandas", "pyarrow", "scipy", "ray", "transformers"}
 HOME = {
     "hydra": {"config"},
@@ -119,7 +119,7 @@ def loaded_by(code: str) -> set[str]:
 
 
 def test_a_decoder_process_imports_no_torch() -> None:
-    loaded = loaded_by("import balance.audio.decoders")
+    loaded = loaded_by("import balance.audio.decoder_process")
     assert {name.removeprefix("balance.") for name in loaded} >= LIGHT
     assert not loaded & HEAVY
 

@@ -2,7 +2,7 @@
 
 In: a path or an open binary file, the front end's `max_frames` and `zero_mean`. Out: a `Waveform`, or `Undecodable`
 with the clip's reason. libsndfile is the reference decoder: no resampling, no mixing of channels. Decoder processes
-import this module and nothing else of the package, so it imports neither torch nor `records`: they start in 0.2 s.
+import this module, so it imports neither torch nor `records`: they start in 0.2 s.
 The price: a clip is decoded whole, however long it is, because crop and facts need all of it.
 """
 
@@ -24,7 +24,7 @@ WINDOW_MS, SHIFT_MS = 25, 10
 # The published loader keeps max_len frames of 10 ms and 50 ms more.
 CROP_MARGIN_S = 0.05
 MAX_SAMPLE_RATE_HZ = 655_350  # the most that flac can say; a damaged header may promise anything
-_RECOVERY_BLOCK = 65536  # samples a channel read at a time from a file that breaks off
+_RECOVERY_BLOCK = 65536  # samples per channel read at a time from a file that breaks off
 _BLOCK = 8192  # samples summed at a time in float64: they stay in the first cache
 
 
@@ -42,7 +42,7 @@ class Waveform:
     """What one file gave.
 
     samples: (num_kept,) float32 in about [-1, 1], channel 0 of the cropped clip, mean removed if `zero_mean`, no
-    longer than `max_frames` frames need; sample_rate: Hz. Of the whole decoded clip: num_samples a channel; rms_db:
+    longer than `max_frames` frames need; sample_rate: Hz. Of the whole decoded clip: num_samples per channel; rms_db:
     20 log10 of the rms over all channels, −inf for zeros; pcm_sha1: sha1 of the interleaved little-endian float32.
     """
 
@@ -61,6 +61,11 @@ def window_samples(sample_rate: int) -> int:
 def shift_samples(sample_rate: int) -> int:
     """Samples from one frame to the next (10 ms, rounded down)."""
     return sample_rate * SHIFT_MS // 1000
+
+
+def kept_samples(sample_rate: int, max_frames: int) -> int:
+    """Samples per channel that the crop leaves of a longer clip."""
+    return int(sample_rate * (max_frames / 100 + CROP_MARGIN_S))
 
 
 def load(file: str | os.PathLike[str] | BinaryIO, *, max_frames: int, zero_mean: bool) -> Waveform:
@@ -83,7 +88,7 @@ def load(file: str | os.PathLike[str] | BinaryIO, *, max_frames: int, zero_mean:
     if not math.isfinite(energy):
         raise Undecodable("not_finite", "the decoded samples hold NaN or infinity")
     mean_square = energy / decoded.size
-    cropped = crop(decoded, int(sample_rate * (max_frames / 100 + CROP_MARGIN_S)))
+    cropped = crop(decoded, kept_samples(sample_rate, max_frames))
     mean = 0.0
     if zero_mean:
         mean = (total if cropped is decoded else _sums(cropped)[0]) / cropped.size

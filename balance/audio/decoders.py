@@ -1,63 +1,29 @@
-"""Decoding outside the process that owns the model: `python -m balance.audio.decoders` subprocesses and shared memory.
+"""Decoder processes at work: an iterator of jobs in, decoded clips out, in the jobs' order.
 
-In: jobs (which clip, where its bytes lie) in an order. Out: results in that same order, the samples in a slot of one
-shared memory block, so that a clip of 1.8 MB crosses no pipe. A decoder that dies or hangs costs its own clip only:
-it is replaced and the clip becomes `undecodable` (one that died is first tried once more, since the kernel's memory
-killer may have picked an innocent). Plain subprocesses, not multiprocessing: they import no torch and start in 0.2 s.
-One thread of the parent minds one subprocess; a slot is taken before a job, so the oldest job always has one and
-waiting for results in order cannot deadlock.
+The samples lie in the slots of one shared memory block. A decoder that dies or hangs costs its own clip only: it is
+replaced and the clip becomes `undecodable` (one that died is first tried once more, since the kernel's memory killer
+may have picked an innocent). One thread of the parent minds one process; a thread takes a slot before it takes a job,
+so the oldest job always has a slot and waiting for results in order cannot deadlock. The price of the order: one slow
+clip holds up those behind it, for as long as there are slots.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import json
 import mmap
 import os
 import queue
-import select
-import signal
-import subprocess
-import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from balance.audio.decode import Undecodable, load
-from balance.data import media
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_START_LIMIT_S = 120.0  # imports from a cold network file system take their time
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DecodeSettings:
-    """What a decoder process needs to know; crosses the process border as JSON."""
-
-    media_root: str
-    format: str
-    columns: dict[str, str]
-    max_frames: int
-    zero_mean: bool
-    slot_bytes: int
-    num_slots: int
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One clip to decode. `path` is its key; `offset`, `size` its place in a container (else −1)."""
-
-    id: str
-    path: str
-    offset: int = -1
-    size: int = -1
+from balance.audio.decode import kept_samples
+from balance.audio.decoder_process import DecoderCannotStart, DecoderProcess, DecodeSettings, Job
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,82 +46,13 @@ class Undecoded:
 
 
 def plan_slots(queue_bytes: int, max_frames: int, num_workers: int) -> tuple[int, int]:
-    """(bytes a slot, number of slots) of a decode queue of at most `queue_bytes`.
+    """(bytes per slot, number of slots) of a decode queue of at most `queue_bytes`.
 
     A slot holds a whole cropped clip at 192 kHz; its pages become resident only as far as a clip fills them. A longer
-    one (a higher rate) crosses the pipe instead. At least two slots a decoder, however small the queue.
+    one (a higher rate) crosses the pipe instead. At least two slots per decoder, however small the queue.
     """
-    slot_bytes = -(-4 * int(192_000 * (max_frames / 100 + 0.05)) // mmap.PAGESIZE) * mmap.PAGESIZE
+    slot_bytes = -(-4 * kept_samples(192_000, max_frames) // mmap.PAGESIZE) * mmap.PAGESIZE
     return slot_bytes, min(max(queue_bytes // slot_bytes, 2 * num_workers), 16 * num_workers)
-
-
-class DecoderCannotStart(RuntimeError):
-    """The decoder program itself fails: no clip is to blame."""
-
-
-class _Process:
-    """One decoder subprocess; `decode` gives its answer, or raises TimeoutError / EOFError. One thread's own, but for
-    `kill`."""
-
-    def __init__(self, settings: DecodeSettings, memory_fd: int) -> None:
-        self._popen = subprocess.Popen(
-            [sys.executable, "-m", "balance.audio.decoders", json.dumps(asdict(settings)), str(memory_fd)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # libsndfile's mp3 decoder writes warnings there
-            pass_fds=[memory_fd],
-            bufsize=0,
-        )
-        assert self._popen.stdin is not None
-        assert self._popen.stdout is not None
-        self._stdin, self._stdout = self._popen.stdin, self._popen.stdout
-
-    def wait_until_ready(self) -> None:
-        """Raises EOFError or TimeoutError where it does not start."""
-        self._read_until(lambda data: b"\n" in data, time.monotonic() + _START_LIMIT_S)
-
-    def decode(self, job: Job, slot: int, timeout_s: float) -> tuple[dict[str, Any], bytes]:
-        request = {"path": job.path, "offset": job.offset, "size": job.size, "slot": slot}
-        try:
-            self._stdin.write(json.dumps(request).encode() + b"\n")
-        except BrokenPipeError as error:
-            raise EOFError from error
-        deadline = time.monotonic() + timeout_s
-        header, _, rest = self._read_until(lambda data: b"\n" in data, deadline).partition(b"\n")
-        answer = json.loads(header)
-        inline = int(answer.get("inline_bytes", 0))
-        if inline:
-            rest += self._read_until(lambda data: len(data) >= inline - len(rest), deadline)
-        return answer, rest
-
-    def _read_until(self, enough: Any, deadline: float) -> bytes:
-        poll = select.poll()
-        poll.register(self._stdout, select.POLLIN)
-        data = b""
-        while not enough(data):
-            left_s = deadline - time.monotonic()
-            if left_s <= 0 or not poll.poll(left_s * 1000):
-                raise TimeoutError
-            chunk = os.read(self._stdout.fileno(), 1 << 20)
-            if not chunk:
-                raise EOFError
-            data += chunk
-        return data
-
-    @property
-    def pid(self) -> int:
-        return self._popen.pid
-
-    def kill(self) -> None:
-        """Ends it from any thread: whoever reads its answers gets EOFError."""
-        self._popen.kill()
-
-    def stop(self) -> None:
-        self.kill()
-        for pipe in (self._stdin, self._stdout):
-            with contextlib.suppress(OSError):
-                pipe.close()
-        self._popen.wait()
 
 
 class DecoderPool:
@@ -180,7 +77,7 @@ class DecoderPool:
         self._pending: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
         self._closed = False
         self._starting = threading.Lock()  # nothing is started once the pool is closed
-        self._processes: dict[int, _Process] = {}
+        self._processes: dict[int, DecoderProcess] = {}
         self._threads = [
             threading.Thread(target=self._mind, args=(i,), daemon=True, name=f"decoder {i}") for i in range(num_workers)
         ]
@@ -287,18 +184,16 @@ class DecoderPool:
             bytes.fromhex(answer["pcm_sha1"]),
         )
 
-    def _start(self, number: int) -> _Process:
+    def _start(self, number: int) -> DecoderProcess:
         with self._starting:
             if self._closed:
                 raise EOFError
-            process = self._processes[number] = _Process(self._settings, self._fd)
+            process = self._processes[number] = DecoderProcess(self._settings, self._fd)
         try:
             process.wait_until_ready()
         except (EOFError, TimeoutError) as error:
             self._clear_away(number)
-            raise DecoderCannotStart(
-                "a decoder process did not start; see: python -m balance.audio.decoders"
-            ) from error
+            raise DecoderCannotStart from error
         return process
 
     def _clear_away(self, number: int) -> None:
@@ -328,53 +223,3 @@ def _anonymous_memory(size: int) -> int:
             descriptor = os.dup(file.fileno())
     os.ftruncate(descriptor, size)
     return descriptor
-
-
-def _decode_one(
-    request: dict[str, Any], settings: DecodeSettings, reader: media.MediaReader, memory: mmap.mmap
-) -> tuple[dict[str, Any], bytes]:
-    try:
-        source = reader.open(request["path"], request["offset"], request["size"])
-        with contextlib.nullcontext() if isinstance(source, str) else source:
-            wave = load(source, max_frames=settings.max_frames, zero_mean=settings.zero_mean)
-    except Undecodable as error:
-        return {"reason": error.reason, "detail": error.detail}, b""
-    except OSError as error:
-        return {"reason": "undecodable", "detail": error.strerror or "cannot be opened"}, b""
-    answer: dict[str, Any] = {
-        "sample_rate": wave.sample_rate,
-        "num_samples": wave.num_samples,
-        "rms_db": repr(float(wave.rms_db)),
-        "pcm_sha1": wave.pcm_sha1.hex(),
-        "num_kept": len(wave.samples),
-    }
-    data = np.ascontiguousarray(wave.samples, dtype=np.float32)
-    if data.nbytes > settings.slot_bytes:
-        payload = data.tobytes()
-        return {**answer, "inline_bytes": len(payload)}, payload
-    at = request["slot"] * settings.slot_bytes
-    memory[at : at + data.nbytes] = data.tobytes()
-    return answer, b""
-
-
-def main() -> None:
-    """A decoder: JSON lines in on stdin, answers out on stdout, samples into the shared memory; ends with stdin."""
-    if sys.platform == "linux":  # a decoder that hangs in a read does not notice that its parent was killed
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # sent to the whole job: the parent decides, and closes stdin
-    settings = DecodeSettings(**json.loads(sys.argv[1]))
-    memory = mmap.mmap(int(sys.argv[2]), settings.slot_bytes * settings.num_slots)
-    reader = media.MediaReader(settings.media_root, settings.format, settings.columns)
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a library that prints cannot spoil the answers
-    answers.write(b"ready\n")
-    answers.flush()
-    for line in sys.stdin.buffer:
-        answer, payload = _decode_one(json.loads(line), settings, reader, memory)
-        answers.write(json.dumps(answer).encode() + b"\n" + payload)
-        answers.flush()
-
-
-if __name__ == "__main__":
-    main()

@@ -23,7 +23,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from balance.audio.decoders import Decoded, DecoderPool, DecodeSettings, Job, plan_slots
+from balance.audio.decoder_process import DecodeSettings, Job
+from balance.audio.decoders import Decoded, DecoderPool, plan_slots
 from balance.data.config import MediaSource
 from balance.records import Float32, Float64, Index, Int64, SomeVectors, Split, Vectors
 from balance.search.config import SearchConfig

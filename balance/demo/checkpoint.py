@@ -6,17 +6,18 @@ random, so that nothing need be downloaded. The price: its neighbours show how s
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from balance.audio.fbank import FrontEnd
+from balance.audio.fbank import VIPANT_FRONT_END
 from balance.demo import sounds
 from balance.encoders.checkpoint import TowerConfig, write_random_checkpoint
 
 # The published shape in small; 5 s, the longest demo clip.
 _TOWER = TowerConfig(width=128, num_layers=2, dim=64, patch=(32, 32), stride=(16, 24), max_frames=500, num_mel_bins=128)
-_FRONT_END = FrontEnd(max_frames=500, num_mel_bins=128, mean=-4.93839311, std=5.75751113, zero_mean=True)
+_FRONT_END = dataclasses.replace(VIPANT_FRONT_END, max_frames=_TOWER.max_frames)
 
 
 def ensure_demo(root: Path, *, num_processes: int, wrap: Callable[[dict[str, Any]], Any]) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from balance.audio.decoders import Decoded, DecoderPool, Job
+from balance.audio.decoder_process import Job
+from balance.audio.decoders import Decoded, DecoderPool
 from balance.data import media
 from balance.embed import store, worker
 from balance.encoders.precision import Precision

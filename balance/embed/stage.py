@@ -23,7 +23,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from balance.audio.decoders import DecodeSettings, plan_slots
+from balance.audio.decoder_process import DecodeSettings
+from balance.audio.decoders import plan_slots
 from balance.audio.fbank import FrontEnd
 from balance.data.config import MediaSource
 from balance.data.missing import find_missing, refuse_missing

@@ -25,8 +25,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from balance.audio.decoders import Decoded, DecoderPool, DecodeSettings, Job, Undecoded
-from balance.audio.fbank import FrontEnd, log_mel
+from balance.audio.decode import kept_samples
+from balance.audio.decoder_process import DecodeSettings, Job
+from balance.audio.decoders import Decoded, DecoderPool, Undecoded
+from balance.audio.fbank import LogMel
 from balance.embed import store
 from balance.encoders.checkpoint import Checkpoint, read_checkpoint
 from balance.encoders.precision import Precision
@@ -314,7 +316,8 @@ class _Batches:
         self, encoder: Encoder, checkpoint: Checkpoint, device: torch.device, batch_size: int, *, spread: Spread
     ) -> None:
         self._encoder = encoder
-        self._front_end: FrontEnd = checkpoint.front_end
+        self._max_frames = checkpoint.front_end.max_frames
+        self._log_mel = LogMel(checkpoint.front_end)
         self._dim = checkpoint.dim
         self._device = device
         self._spread = spread
@@ -338,7 +341,7 @@ class _Batches:
         rate = clip.sample_rate
         staged = self._staged.get(rate)
         if staged is None:
-            longest = int(rate * (self._front_end.max_frames / 100 + 0.05))
+            longest = kept_samples(rate, self._max_frames)
             staged = self._staged[rate] = _Staged(self._staged_clips, longest, pinned=self._device.type == "cuda")
         staged.add(self._num_clips, clip.samples)
         self._num_clips += 1
@@ -374,7 +377,7 @@ class _Batches:
 
         def run(clips: slice) -> torch.Tensor:
             samples = waves[clips].to(self._device, non_blocking=True)
-            return log_mel(samples, staged.lengths[clips], rate, self._front_end)
+            return self._log_mel(samples, staged.lengths[clips], rate)
 
         self._spectrograms.extend(self._in_pieces(run, len(waves)).unbind())
         self._order.extend(staged.clips)

@@ -42,7 +42,7 @@ _BLOCK_SHAPES: dict[str, tuple[int, ...]] = {  # in multiples of the width
     "mlp.c_proj.weight": (1, 4),
     "mlp.c_proj.bias": (1,),
 }
-# Our names begin like this; the two published heads' names like that.
+# Per published head: how our names of the weights begin -> how the file's names begin.
 _PREFIXES = {
     "CLIPAudioHead": {
         "conv1.": "pre_encoder.conv1.",

@@ -27,7 +27,7 @@ class _Linear(nn.Module):
     """y = x @ weight.T + bias, then silu if asked for, in the weights' dtype.
 
     On a CPU by oneDNN with its weights packed once, where torch has it for the dtype: torch's own `F.linear` takes MKL
-    in float32, which reached 95 of oneDNN's 215 GFLOP/s a core on an AMD CPU, and packs bfloat16 weights every time.
+    in float32, which reached 95 of oneDNN's 215 GFLOP/s per core on an AMD CPU, and packs bfloat16 weights every time.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, silu: bool = False) -> None:

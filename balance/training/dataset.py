@@ -23,16 +23,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from balance.audio import decode
-from balance.audio.fbank import FrontEnd, log_mel
+from balance.audio.fbank import VIPANT_FRONT_END, FrontEnd, LogMel
 from balance.data.ast_json import LABEL_MAP, read_label_map
 from balance.data.vipant_index import read_index
 from balance.errors import UserError
 from balance.records import Index, common_names
 
 log = logging.getLogger(__name__)
-
-# The released checkpoints' input.
-VIPANT_FRONT_END = FrontEnd(max_frames=1000, num_mel_bins=128, mean=-4.93839311, std=5.75751113, zero_mean=True)
 
 
 class UnreadableClip(Exception):
@@ -110,6 +107,7 @@ class ClipDataset(Dataset[Example | None]):
         self.root = Path(root)
         self.classes = list(classes) if classes is not None else class_names(index, root=root)
         self._output, self._front_end, self._on_unreadable = output, front_end, on_unreadable
+        self._log_mel = LogMel(front_end)
         position = {name: i for i, name in enumerate(self.classes)}
         unknown = [name for name in common_names(index.labels) if name not in position]
         if unknown:
@@ -143,7 +141,7 @@ class ClipDataset(Dataset[Example | None]):
             raise UnreadableClip(f"{path}: {why}") from None
         samples = torch.from_numpy(np.ascontiguousarray(wave.samples))
         if self._output == "spectrogram":
-            samples = log_mel(samples[None], [len(samples)], wave.sample_rate, self._front_end)[0]
+            samples = self._log_mel(samples[None], [len(samples)], wave.sample_rate)[0]
         labels = torch.zeros(len(self.classes))
         offsets = self.index.labels.offsets
         labels[torch.from_numpy(self._class_of_code[self.index.labels.codes[offsets[row] : offsets[row + 1]]])] = 1.0

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from balance.audio.decoders import Decoded, DecoderPool, DecodeSettings, Job, Undecoded, plan_slots
+from balance.audio.decoder_process import DecodeSettings, Job
+from balance.audio.decoders import Decoded, DecoderPool, Undecoded, plan_slots
 from tests import worlds
 
 

@@ -39,7 +39,7 @@ def test_both_ways_give_the_same_embedding(tmp_path: Path, name: str) -> None:
         theirs = straightforward.embed_one(path, tower, checkpoint.front_end, tmp_path)
         wave = decode.load(path, max_frames=1000, zero_mean=True)
         samples = torch.from_numpy(wave.samples)[None]
-        spectrogram = fbank.log_mel(samples, [samples.shape[1]], wave.sample_rate, checkpoint.front_end)
+        spectrogram = fbank.LogMel(checkpoint.front_end)(samples, [samples.shape[1]], wave.sample_rate)
         ours = encoder(spectrogram)[0].numpy()
         np.testing.assert_allclose(ours, theirs, atol=2e-5 * np.linalg.norm(theirs), rtol=0)
         np.testing.assert_array_equal(np.load(tmp_path / f"{path.stem}.npz")["v"], theirs)
@@ -52,6 +52,6 @@ def test_its_fbank_is_what_ours_replaces(tmp_path: Path, sample_rate: int) -> No
     wave = decode.load(tmp_path / "a.wav", max_frames=200, zero_mean=True)
     samples = torch.from_numpy(wave.samples)[None]
     front_end = fbank.FrontEnd(max_frames=200, num_mel_bins=128, mean=None, std=None, zero_mean=True)
-    ours = fbank.log_mel(samples, [samples.shape[1]], sample_rate, front_end)[0, :98]
+    ours = fbank.LogMel(front_end)(samples, [samples.shape[1]], sample_rate)[0, :98]
     theirs = straightforward.kaldi_fbank(samples, float(sample_rate), 128)[:98]
     np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=1e-3, rtol=0)

@@ -14,8 +14,9 @@ import soundfile
 import torch
 
 from balance.audio import decode
-from balance.audio.decoders import DecodeSettings, plan_slots
-from balance.audio.fbank import log_mel
+from balance.audio.decoder_process import DecodeSettings
+from balance.audio.decoders import plan_slots
+from balance.audio.fbank import LogMel
 from balance.embed import store, worker
 from balance.encoders.checkpoint import read_checkpoint
 from balance.encoders.device import worker_devices
@@ -82,7 +83,7 @@ def test_embeddings_are_those_of_each_clip_alone(tmp_path: Path) -> None:
     for row, path in enumerate(index.paths.to_pylist()):
         wave = decode.load(str(tmp_path / path), max_frames=100, zero_mean=True)
         samples = torch.from_numpy(wave.samples)[None]
-        alone = encoder(log_mel(samples, [samples.shape[1]], wave.sample_rate, checkpoint.front_end))[0].numpy()
+        alone = encoder(LogMel(checkpoint.front_end)(samples, [samples.shape[1]], wave.sample_rate))[0].numpy()
         assert np.abs(vectors[row] - alone).max() <= 1e-5 * np.linalg.norm(alone)
 
 

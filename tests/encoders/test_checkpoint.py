@@ -15,14 +15,13 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from balance.audio.fbank import FrontEnd
+from balance.audio.fbank import VIPANT_FRONT_END, FrontEnd
 from balance.encoders.checkpoint import TowerConfig, read_checkpoint, tower_shapes, write_random_checkpoint
 from balance.encoders.safe_load import Cfg, unpickle
 from balance.errors import UserError
 from tests.paths import VIPANT
 
 NAMES = ["clip_head", "clip_head_omegaconf21", "clip_head_vision_pos", "naive_head"]
-FRONT_END = FrontEnd(max_frames=1000, num_mel_bins=128, mean=-4.93839311, std=5.75751113, zero_mean=True)
 SMALL = TowerConfig(width=64, num_layers=1, dim=16, patch=(32, 32), stride=(16, 24), max_frames=200, num_mel_bins=64)
 SMALL_FRONT_END = FrontEnd(max_frames=200, num_mel_bins=64, mean=None, std=None, zero_mean=True)
 
@@ -34,7 +33,7 @@ def test_published_forms(name: str) -> None:
     cfg, model = published["cfg"], published["model"]
     audio = model[0] if len(model) == 2 else model[1]
     config = checkpoint.config
-    assert checkpoint.front_end == FRONT_END
+    assert checkpoint.front_end == VIPANT_FRONT_END
     assert checkpoint.head == cfg.model.audio.name
     assert (config.width, config.dim) == (cfg.model.audio.width, cfg.model.audio.embed_dim)
     assert (config.max_frames, config.num_mel_bins) == tuple(cfg.model.audio.resolution)

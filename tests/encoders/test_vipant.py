@@ -36,7 +36,7 @@ def spectrograms(clips: list[decode.Waveform], front_end: fbank.FrontEnd, batch:
     samples = torch.zeros(batch, max(len(c.samples) for c in clips))
     for row, clip in enumerate(padded):
         samples[row, : len(clip.samples)] = torch.from_numpy(clip.samples)
-    return fbank.log_mel(samples, [len(c.samples) for c in padded], clips[0].sample_rate, front_end)
+    return fbank.LogMel(front_end)(samples, [len(c.samples) for c in padded], clips[0].sample_rate)
 
 
 def in_batches(encoder: Encoder, clips: dict[str, decode.Waveform], front_end: fbank.FrontEnd) -> dict[str, np.ndarray]:

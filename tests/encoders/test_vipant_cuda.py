@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from balance.audio.fbank import log_mel
+from balance.audio.fbank import LogMel
 from balance.encoders.checkpoint import read_checkpoint
 from balance.encoders.precision import Precision
 from balance.encoders.vipant import build_encoder
@@ -33,14 +33,14 @@ def _waves(rate: int, lengths: list[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
 def test_log_mel_on_cuda(rate: int) -> None:
-    front_end = read_checkpoint(VIPANT / "clip_head.pth").front_end
+    log_mel = LogMel(read_checkpoint(VIPANT / "clip_head.pth").front_end)
     lengths = [10 * rate, 3 * rate, rate // 2, 7 * rate + 11]
     waves = _waves(rate, lengths)
-    expected = log_mel(waves, lengths, rate, front_end)
-    found = log_mel(waves.cuda(), lengths, rate, front_end).cpu()
+    expected = log_mel(waves, lengths, rate)
+    found = log_mel(waves.cuda(), lengths, rate).cpu()
     assert (found - expected).abs().max() < 3e-4
     # A clip's spectrogram does not depend on its company.
-    alone = log_mel(waves[1:2, : lengths[1]].cuda(), lengths[1:2], rate, front_end).cpu()
+    alone = log_mel(waves[1:2, : lengths[1]].cuda(), lengths[1:2], rate).cpu()
     assert (alone[0] - found[1]).abs().max() < 1e-5
 
 
@@ -49,7 +49,7 @@ def test_log_mel_on_cuda(rate: int) -> None:
 def test_embeddings_on_cuda(name: str, precision: Precision) -> None:
     checkpoint = read_checkpoint(VIPANT / name)
     lengths = [441_000, 100_000, 300_000, 44_100, 441_000]
-    spectrograms = log_mel(_waves(44_100, lengths), lengths, 44_100, checkpoint.front_end)
+    spectrograms = LogMel(checkpoint.front_end)(_waves(44_100, lengths), lengths, 44_100)
     expected = build_encoder(checkpoint, torch.device("cpu"), Precision.float32, False)(spectrograms)
     found = build_encoder(checkpoint, torch.device("cuda"), precision, False)(spectrograms.cuda()).cpu()
     difference, cosine = TOLERANCES[precision]
@@ -65,7 +65,7 @@ def test_a_clip_s_row_does_not_depend_on_its_batch() -> None:
     checkpoint = read_checkpoint(VIPANT / "clip_head.pth")
     encoder = build_encoder(checkpoint, torch.device("cuda"), Precision.tf32, False)
     lengths = [441_000] * 8
-    spectrograms = log_mel(_waves(44_100, lengths).cuda(), lengths, 44_100, checkpoint.front_end)
+    spectrograms = LogMel(checkpoint.front_end)(_waves(44_100, lengths).cuda(), lengths, 44_100)
     other = torch.randn_like(spectrograms)
     other[3] = spectrograms[3]
     assert torch.equal(encoder(spectrograms)[3], encoder(other)[3])

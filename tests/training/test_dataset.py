@@ -11,10 +11,9 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader
 
-from balance.audio import fbank
+from balance.audio.fbank import VIPANT_FRONT_END, LogMel
 from balance.errors import UserError
 from balance.training.dataset import (
-    VIPANT_FRONT_END,
     ClipDataset,
     UnreadableClip,
     class_names,
@@ -47,7 +46,7 @@ def test_examples(root):
         np.testing.assert_allclose(example.audio, direct[:, 0] - direct.mean(dtype=np.float64), atol=1e-6)
         assert example.labels.tolist() == [float(name in labels) for name in ("/m/a", "/m/b", "/m/c")]
         torch.testing.assert_close(example.labels, waves.targets()[row])
-        want = fbank.log_mel(example.audio[None], [len(example.audio)], rate, VIPANT_FRONT_END)[0]
+        want = LogMel(VIPANT_FRONT_END)(example.audio[None], [len(example.audio)], rate)[0]
         torch.testing.assert_close(spectrograms[row].audio, want)
     with pytest.raises(IndexError):
         waves[4]

@@ -1,0 +1,180 @@
+"""One decoder process, both ends of its pipe: `DecoderProcess` in the parent, `main` in the subprocess.
+
+In: a clip's job, as a JSON line. Out: a JSON line with the clip's facts, or with the reason why there are none; the
+samples go into a slot of shared memory, so that the 1.8 MB of a clip cross no pipe (a clip too long for its slot
+follows its line). A plain subprocess, not multiprocessing: it imports no torch and starts in 0.2 s. The price: whoever
+changes the line changes both ends, which is why they stand in one file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import mmap
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from balance.audio.decode import Undecodable, load
+from balance.data import media
+
+_MODULE = "balance.audio.decoder_process"
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_START_LIMIT_S = 120.0  # imports from a cold network file system take their time
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodeSettings:
+    """What a decoder process needs to know; crosses the process border as JSON."""
+
+    media_root: str
+    format: str
+    columns: dict[str, str]
+    max_frames: int
+    zero_mean: bool
+    slot_bytes: int
+    num_slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One clip to decode. `path` is its key; `offset`, `size` its place in a container (else −1)."""
+
+    id: str
+    path: str
+    offset: int = -1
+    size: int = -1
+
+
+class DecoderCannotStart(RuntimeError):
+    """The decoder program itself fails: no clip is to blame."""
+
+    def __init__(self) -> None:
+        super().__init__(f"a decoder process did not start; see: python -m {_MODULE}")
+
+
+class DecoderProcess:
+    """The parent's end of one decoder. One thread uses it; any thread may call `kill`."""
+
+    def __init__(self, settings: DecodeSettings, memory_fd: int) -> None:
+        self._popen = subprocess.Popen(
+            [sys.executable, "-m", _MODULE, json.dumps(asdict(settings)), str(memory_fd)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # libsndfile's mp3 decoder writes warnings there
+            pass_fds=[memory_fd],
+            bufsize=0,
+        )
+        assert self._popen.stdin is not None
+        assert self._popen.stdout is not None
+        self._stdin, self._stdout = self._popen.stdin, self._popen.stdout
+
+    def wait_until_ready(self) -> None:
+        """Raises EOFError or TimeoutError where it does not start."""
+        self._read_until(lambda data: b"\n" in data, time.monotonic() + _START_LIMIT_S)
+
+    def decode(self, job: Job, slot: int, timeout_s: float) -> tuple[dict[str, Any], bytes]:
+        """The answer's line, and the samples' bytes where they did not fit into the slot.
+
+        Raises TimeoutError, and EOFError where the process has died.
+        """
+        request = {"path": job.path, "offset": job.offset, "size": job.size, "slot": slot}
+        try:
+            self._stdin.write(json.dumps(request).encode() + b"\n")
+        except BrokenPipeError as error:
+            raise EOFError from error
+        deadline = time.monotonic() + timeout_s
+        header, _, rest = self._read_until(lambda data: b"\n" in data, deadline).partition(b"\n")
+        answer = json.loads(header)
+        inline = int(answer.get("inline_bytes", 0))
+        if inline:
+            rest += self._read_until(lambda data: len(data) >= inline - len(rest), deadline)
+        return answer, rest
+
+    def _read_until(self, enough: Callable[[bytes], bool], deadline: float) -> bytes:
+        poll = select.poll()
+        poll.register(self._stdout, select.POLLIN)
+        data = b""
+        while not enough(data):
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 or not poll.poll(left_s * 1000):
+                raise TimeoutError
+            chunk = os.read(self._stdout.fileno(), 1 << 20)
+            if not chunk:
+                raise EOFError
+            data += chunk
+        return data
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    def kill(self) -> None:
+        """Ends it from any thread: whoever reads its answers gets EOFError."""
+        self._popen.kill()
+
+    def stop(self) -> None:
+        self.kill()
+        for pipe in (self._stdin, self._stdout):
+            with contextlib.suppress(OSError):
+                pipe.close()
+        self._popen.wait()
+
+
+def _decode_one(
+    request: dict[str, Any], settings: DecodeSettings, reader: media.MediaReader, memory: mmap.mmap
+) -> tuple[dict[str, Any], bytes]:
+    try:
+        source = reader.open(request["path"], request["offset"], request["size"])
+        with contextlib.nullcontext() if isinstance(source, str) else source:
+            wave = load(source, max_frames=settings.max_frames, zero_mean=settings.zero_mean)
+    except Undecodable as error:
+        return {"reason": error.reason, "detail": error.detail}, b""
+    except OSError as error:
+        return {"reason": "undecodable", "detail": error.strerror or "cannot be opened"}, b""
+    answer: dict[str, Any] = {
+        "sample_rate": wave.sample_rate,
+        "num_samples": wave.num_samples,
+        "rms_db": repr(float(wave.rms_db)),
+        "pcm_sha1": wave.pcm_sha1.hex(),
+        "num_kept": len(wave.samples),
+    }
+    data = np.ascontiguousarray(wave.samples, dtype=np.float32)
+    if data.nbytes > settings.slot_bytes:
+        payload = data.tobytes()
+        return {**answer, "inline_bytes": len(payload)}, payload
+    at = request["slot"] * settings.slot_bytes
+    memory[at : at + data.nbytes] = data.tobytes()
+    return answer, b""
+
+
+def main() -> None:
+    """The subprocess: jobs come in on stdin, answers go out on stdout; it ends with stdin."""
+    if sys.platform == "linux":  # a decoder that hangs in a read does not notice that its parent was killed
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # sent to the whole job: the parent decides, and closes stdin
+    settings = DecodeSettings(**json.loads(sys.argv[1]))
+    memory = mmap.mmap(int(sys.argv[2]), settings.slot_bytes * settings.num_slots)
+    reader = media.MediaReader(settings.media_root, settings.format, settings.columns)
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a library that prints cannot spoil the answers
+    answers.write(b"ready\n")
+    answers.flush()
+    for line in sys.stdin.buffer:
+        answer, payload = _decode_one(json.loads(line), settings, reader, memory)
+        answers.write(json.dumps(answer).encode() + b"\n" + payload)
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
