@@ -26,6 +26,7 @@ from balance.config import Settings, as_omegaconf, as_plain
 from balance.curation import curate, decontaminate
 from balance.curation.acoustic import AcousticCopies
 from balance.curation.config import AugmentConfig, Copies, Leaks
+from balance.curation.removed import Removals
 from balance.data import formats, precomputed, splits
 from balance.data.config import Format
 from balance.data.ontology import ontology_file, read_ontology, read_parents
@@ -38,7 +39,8 @@ from balance.errors import UserError
 from balance.prepared import Embedded, Prepared
 from balance.records import Index, Int64, Neighbours, SomeVectors, Split
 from balance.report import page
-from balance.results import console, curation_files, tables
+from balance.results import console, curation_files, manifest, tables
+from balance.results.summary import summarise, write_summary
 from balance.results.train_root import write_train_root
 from balance.runtime import files
 from balance.search.top_k import cached_search, load
@@ -72,7 +74,7 @@ def run(settings: Settings, folder: Path, kept: Kept | None = None) -> None:
     neighbours = prepared.neighbours.top(settings.k)
     curated = curate.curate(
         settings.augment,
-        seed=settings.seed,
+        rng_seed=settings.seed,
         seeds=seeds,
         pool=pool,
         eligible=prepared.eligible,
@@ -99,12 +101,12 @@ def prepare(settings: Settings, kept: Kept) -> Prepared:
 
     started = time.monotonic()
     acoustic = _acoustic_copies(settings, embedded)
-    leaks = decontaminate.find_leaks(settings.augment, embedded.pool, embedded.eval, acoustic)
-    eligible_positions = _eligible_positions(settings.k, embedded, leaks)
+    out = decontaminate.decontaminate(settings.augment.leaks, embedded.pool, embedded.eval, acoustic)
+    eligible_positions = _eligible_positions(settings.k, embedded, out)
     eligible = embedded.pool.embedded[eligible_positions]
     neighbours = _search(settings, embedded, eligible_positions)
     times_s["search_s"] = time.monotonic() - started
-    return Prepared(embedded=embedded, leaks=leaks, eligible=eligible, neighbours=neighbours, times_s=times_s)
+    return Prepared(embedded=embedded, decontaminated=out, eligible=eligible, neighbours=neighbours, times_s=times_s)
 
 
 # -- indexes, media, embeddings ------------------------------------------------------------------------------------
@@ -222,13 +224,13 @@ def _scratch(settings: Settings) -> Path | None:
 # -- neighbours ----------------------------------------------------------------------------------------------------
 
 
-def _eligible_positions(k: int, embedded: Embedded, leaks: decontaminate.Removed) -> Int64:
+def _eligible_positions(k: int, embedded: Embedded, decontaminated: Removals) -> Int64:
     """The places in `pool.embedded` of the clips that may be neighbours: no seed's id, no copy of an eval clip."""
     seeds, pool = embedded.seeds, embedded.pool
     excluded = np.asarray(
         pc.is_in(pool.index.ids, value_set=seeds.index.ids).to_numpy(zero_copy_only=False), dtype=bool
     ).copy()
-    excluded[leaks.rows] = True
+    excluded[decontaminated.rows] = True
     positions = np.flatnonzero(~excluded[pool.embedded])
     preflight.check_k(
         k,
@@ -301,15 +303,14 @@ def _write(
     written = tables.write_neighbours(folder, k, seeds.index, pool.index, neighbours)
     written += tables.write_augmented(folder, k, seeds.index, seeds.embedded, pool.index, curated.union)
     chosen = [seeds.index.take(seeds.embedded), pool.index.take(curated.union.pool_rows)]
-    training = tables.write_training_index(dataset.format, chosen, folder, k, columns=dataset.columns)
+    training = formats.write_index(dataset.format, chosen, folder, k, columns=dataset.columns)
     written += training
     written += curation_files.write_curation(
-        folder, k, seeds.index, seeds.embedded, pool.index, prepared.leaks, curated
+        folder, k, seeds.index, seeds.embedded, pool.index, prepared.decontaminated, curated
     )
     written.append(tables.write_failures(folder, prepared.embedded.failures))
-    summary = tables.summarise(prepared, k, curated.union) | {"curation": curated.figures}
-    files.write_json(folder / "summary.json", summary)
-    written.append(folder / "summary.json")
+    summary = summarise(prepared, k, curated)
+    written.append(write_summary(folder, summary))
     about = page.About(
         dataset=dataset.name,
         is_demo=settings.is_demo,
@@ -319,7 +320,7 @@ def _write(
         seed=settings.seed,
     )
     written.append(page.write_report(folder, about, prepared=prepared, k=k, curated=curated, summary=summary))
-    tables.write_manifest(
+    manifest.write(
         folder,
         config=as_plain(settings),
         embedded=prepared.embedded,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from balance.curation.decontaminate import Removed
+from balance.curation.removed import Removals
 from balance.embed.checks import PrecisionReport
 from balance.records import Failure, Int64, Neighbours, Split
 
@@ -47,13 +47,13 @@ class Embedded:
 class Prepared:
     """A run up to the neighbours.
 
-    leaks: pool clips kept out as copies of evaluation clips; eligible: (e,) int64 pool rows that may be neighbours,
-    ascending; neighbours: at max(k, search.k_cache), at most the eligible pool; times_s: seconds of each stage of this
-    job (a sweep's later job embeds nothing).
+    decontaminated: pool clips kept out as copies of evaluation clips; eligible: (e,) int64 pool rows that may be
+    neighbours, ascending; neighbours: at max(k, search.k_cache), at most the eligible pool; times_s: seconds of each
+    stage of this job (a sweep's later job embeds nothing).
     """
 
     embedded: Embedded
-    leaks: Removed
+    decontaminated: Removals
     eligible: Int64
     neighbours: Neighbours
     times_s: Mapping[str, float]

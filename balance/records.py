@@ -23,6 +23,7 @@ Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 
+SILENT_DB = -60.0  # rms against full scale
 SPLITS = ("seeds", "pool", "eval")
 REASONS = ("missing", "undecodable", "too_short", "not_finite")
 
@@ -184,6 +185,10 @@ class Facts:
     num_samples: Int64
     rms_db: Float32
     pcm_sha1: npt.NDArray[np.uint8]
+
+    def silent(self) -> Bool:
+        """(n,) whether a clip is below SILENT_DB: embedded like others, and counted."""
+        return self.rms_db < SILENT_DB
 
 
 class SomeVectors:

@@ -1,7 +1,7 @@
 """From neighbours to all output files at AudioSet size: time, memory, the cap's and the page's share, growth.
 
 `python benchmarks/augment.py [--tiny] [--per-label N]` generates seeds, a pool with Zipf labels and neighbours with
-hubs (lognormal popularity), runs the controls (copies by samples, cap, budget off) and writes every file of a run to a
+hubs (lognormal popularity), runs the curation steps (copies by samples, cap) and writes every file of a run to a
 temporary folder. Each pool size runs in a process of its own, so that its peak memory is its own (the generated input
 included). Target on two cores: 120 s, 8 GiB at 2 M, of it the cap 60 s and the page 20 s. Last line: one JSON object.
 """
@@ -23,12 +23,13 @@ import pyarrow as pa
 
 from balance.curation import curate
 from balance.curation.config import AugmentConfig, Balance, Copies
-from balance.curation.decontaminate import Removed
+from balance.curation.removed import Removals
+from balance.data import vipant_index
 from balance.prepared import Embedded, Prepared
 from balance.records import Facts, Index, Labels, Neighbours, Split
 from balance.report.page import About, write_report
-from balance.results import curation_files, tables
-from balance.runtime import files
+from balance.results import curation_files, manifest, tables
+from balance.results.summary import summarise, write_summary
 from balance.search.top_k import ArrayVectors
 
 NUM_LABELS = 527
@@ -37,7 +38,7 @@ TINY = {"seeds": 100, "pools": [2_000, 4_000], "k": 32}
 
 
 def make_split(prefix: str, num: int, rng: np.random.Generator, exponent: float) -> Split:
-    """A split of `num` clips with Zipf labels, 1 + Poisson(1) a clip, JSON lines and clip facts."""
+    """A split of `num` clips with Zipf labels, 1 + Poisson(1) per clip, JSON lines and clip facts."""
     chance = 1 / np.arange(1, NUM_LABELS + 1) ** exponent
     row = np.repeat(np.arange(num), 1 + rng.poisson(1.0, num))
     pairs = np.unique(row * NUM_LABELS + rng.choice(NUM_LABELS, len(row), p=chance / chance.sum()))
@@ -103,7 +104,7 @@ def one_size(num_seeds: int, num_pool: int, k: int, per_label: int) -> dict[str,
                 times_s={},
             ),
             times_s={},
-            leaks=Removed.join(),
+            decontaminated=Removals.none(),
             eligible=np.arange(num_pool),
             neighbours=neighbours,
         )
@@ -117,34 +118,39 @@ def one_size(num_seeds: int, num_pool: int, k: int, per_label: int) -> dict[str,
             times[stage], last = now - last, now
 
         curated = curate.curate(
-            config, seed=1, seeds=seeds, pool=pool, eligible=prepared.eligible, neighbours=neighbours
+            config, rng_seed=1, seeds=seeds, pool=pool, eligible=prepared.eligible, neighbours=neighbours
         )
-        done("controls")
+        done("curation steps")
         written = tables.write_neighbours(folder, k, seeds.index, pool.index, neighbours)
         done("neighbours files")
         written += tables.write_augmented(folder, k, seeds.index, seeds.embedded, pool.index, curated.union)
         parts = [seeds.index, pool.index.take(curated.union.pool_rows)]
-        written += tables.write_index(folder / f"src_augmented_k{k}.csv", parts)
+        written += vipant_index.write_index(folder / f"src_augmented_k{k}.csv", parts)
         done("augmented files")
         written += curation_files.write_curation(
-            folder, k, seeds.index, seeds.embedded, pool.index, prepared.leaks, curated
+            folder, k, seeds.index, seeds.embedded, pool.index, prepared.decontaminated, curated
         )
         done("decisions")
-        summary = tables.summarise(prepared, k, curated.union)
-        files.write_json(folder / "summary.json", summary)
+        summary = summarise(prepared, k, curated)
+        write_summary(folder, summary)
         done("summary")
         about = About(dataset="audioset", is_demo=False, media_root=folder, media_base=None, parents={}, seed=1213)
         page = write_report(folder, about, prepared=prepared, k=k, curated=curated, summary=summary)
         done("page")
-        tables.write_manifest(
-            folder, prepared=prepared, outputs=[*written, page], ids=folder / f"ids_k{k}.csv", times_s={}
+        manifest.write(
+            folder,
+            config={},
+            embedded=prepared.embedded,
+            outputs=[*written, page],
+            ids=folder / f"ids_k{k}.csv",
+            times_s={},
         )
         done("manifest")
         return {
             "pool": num_pool,
-            "union": len(curated.union) + len(curated.removed),
+            "union": curated.num_found,
             "kept": len(curated.union),
-            "bound": curated.figures["cap"]["bound"],
+            "bound": curated.figures.cap.bound,
             "seconds": {stage: round(value, 2) for stage, value in times.items()},
             "total_s": round(sum(times.values()), 2),
             "page_mb": round(page.stat().st_size / 1e6, 2),

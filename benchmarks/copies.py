@@ -111,7 +111,7 @@ def main() -> None:
     same = np.array([i // FAMILY == j // FAMILY for i, j in pairs])
     everything = np.concatenate([np.array(x) for x in found.values()])
     print(f"{len(pairs):,} pairs ({int(same.sum()):,} of one label), {len(everything):,} planted copies")
-    print(f"features {feature_ms:.1f} ms a clip, comparison {pair_ms:.2f} ms a pair")
+    print(f"features {feature_ms:.1f} ms per clip, comparison {pair_ms:.2f} ms per pair")
     print("threshold  found  " + "  ".join(f"{name:>12}" for name in found) + "   false  same-label false")
     for t in THRESHOLDS:
         shares = "  ".join(f"{np.mean(np.array(x) >= t):12.1%}" for x in found.values())

@@ -1,217 +1,312 @@
-"""The curated set: after the search copies, label balance and budget, in this order; and draws to compare with.
+"""The curated set: what of the search's result stays after copies, label balance and budget, one after another.
 
-In: what the pipeline has (splits, eligible pool rows, neighbours at K). Out: `Curated`: the clips that stay, and of
-each that goes the rule, the clip it copies and a value. Controls work on columns over the union of the neighbours;
-random choices have a stream a control, so that switching one on does not change another's draws. What a reader may
-question: "best rank" is here the lowest rank that any seed gives a clip, not the rank in its most similar pair, since
-the budget takes clips rank by rank.
+In: splits, the eligible pool rows, the neighbours at K. Out: `Curated`: the clips that stay; of each clip that goes the
+rule, the clip it copies and a value; baselines of the same size. Each step sees the clips that those before it left.
+Every random choice has a stream of its own, so that switching one step on does not change another's draws. What a
+reader may question: a clip's rank is here the lowest that any seed gives it, not the rank in its most similar pair,
+since the budget takes clips rank by rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from balance.curation import dedup
+from balance.curation.balance import metaclip_chances, within_budget
+from balance.curation.baselines import BaselineFigures, Baselines, draw_baselines
 from balance.curation.config import AugmentConfig, Balance, Copies
-from balance.curation.decontaminate import FindCopies, Removed, need_sound
-from balance.curation.label_cap import cap
+from balance.curation.dedup import Dropped, FindCopies, drop_copies, largest_group, need_sound
+from balance.curation.label_cap import Capped, cap
+from balance.curation.removed import Removals, Rule, Strings, one_chunk
 from balance.errors import UserError
-from balance.records import Bool, Float64, Int32, Int64, Labels, Neighbours, Split, common_names
+from balance.records import Float64, Int32, Int64, Labels, Neighbours, Split, common_names
 from balance.stats.labels import Union, union_of
 
-_METACLIP, _BUDGET, _RANDOM, _STRATIFIED = range(4)  # streams of random numbers under one seed
+_METACLIP, _BUDGET, _RANDOM, _STRATIFIED = range(4)  # streams of random numbers under one rng_seed
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class CopyFigures:
+    """num_dropped: neighbours; largest_group: clips, the one that stays included."""
+
+    num_dropped: int
+    largest_group: int
+
+
+@dataclass(frozen=True, slots=True)
+class CapFigures:
+    """clips: neighbours that stay; bound: of the linear programme; labels_left_empty: labels with candidates."""
+
+    clips: int
+    bound: int
+    labels_left_empty: int
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetFigures:
+    """clips: of the augmented set, seeds included; rank: the last that was reached."""
+
+    clips: int
+    rank: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CurationFigures:
+    """`curation` of summary.json, which names the steps that were on."""
+
+    copies: CopyFigures | None = None
+    cap: CapFigures | None = None
+    budget: BudgetFigures | None = None
+    controls: BaselineFigures | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Curated:
     """What stays and why.
 
-    union: the neighbours of the augmented set (their columns are of the search's result); removed: the clips of the
-    search's result that a control took out, in the controls' order; random, stratified: (d,) int64 pool rows,
-    ascending, of each size-matched draw; figures: for summary and page, of the controls that were on; notes, warnings:
-    lines to print; per_label: where the `{label: [ids]}` file is due.
+    union: the neighbours of the augmented set (their columns are of the search's result); removals: the clips of the
+    search's result that a step took out, in the steps' order; notes, warnings: lines to print; per_label: where the
+    `{label: [ids]}` file is due.
     """
 
     union: Union
-    removed: Removed
-    random: tuple[Int64, ...]
-    stratified: tuple[Int64, ...]
-    figures: Mapping[str, Any]
+    removals: Removals
+    baselines: Baselines
+    figures: CurationFigures
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
     per_label: int | None
+
+    @property
+    def num_found(self) -> int:
+        """The distinct neighbours of the search, before curation."""
+        return len(self.union) + len(self.removals)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Found:
+    """The search's result, which steps choose from; lowest: (U,) int32, the lowest rank that any seed gives each clip
+    of the union."""
+
+    seeds: Split
+    pool: Split
+    union: Union
+    lowest: Int32
+
+    def labels(self, at: Int64) -> tuple[Int64, Labels]:
+        """How many seeds have each label, (L,) int64, and the label sets of these places of the union, over all labels
+        of seeds and pool."""
+        seeds, pool = self.seeds.index.labels, self.pool.index.labels
+        names = common_names(seeds, pool)
+        seed_counts = seeds.recode(names).take(self.seeds.embedded).counts()
+        return seed_counts, pool.recode(names).take(self.union.pool_rows[at])
+
+    def remove(self, at: Int64, rule: Rule, because_of: Strings = None, value: Float64 | None = None) -> Removals:
+        return Removals.of(self.union.pool_rows[at], rule, because_of, value)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Done:
+    """What a step did. out: places of the union that go; removals: the same clips, as recorded."""
+
+    out: Int64
+    removals: Removals
+    note: str
+    figures: CopyFigures | CapFigures | BudgetFigures | None = None
+    warnings: tuple[str, ...] = ()
+
+
+_Step: TypeAlias = Callable[[_Found, Int64], _Done]  # of the places of the union that are still in, ascending
 
 
 def curate(
     config: AugmentConfig,
     *,
-    seed: int,
+    rng_seed: int,
     seeds: Split,
     pool: Split,
     eligible: Int64,
     neighbours: Neighbours,
     acoustic: FindCopies | None = None,
 ) -> Curated:
-    """The controls after the top K. neighbours: at K; eligible: (e,) pool rows that may be neighbours, ascending.
+    """The curation steps after the top K. neighbours: at K; eligible: (e,) pool rows that may be neighbours, ascending.
 
     Raises UserError: copies by sound without sound, a group of copies that is too large, a budget below the seeds, an
     unknown label in cap_exempt.
     """
     union = union_of(neighbours)
-    work = _Work(
-        config=config,
-        seed=seed,
-        seeds=seeds,
-        pool=pool,
-        union=union,
-        lowest=dedup.lowest_ranks(neighbours, union),
-        stays=np.ones(len(union), dtype=np.bool_),
-    )
-    if config.copies is not Copies.none:
-        work.drop_copies(acoustic)
-    if config.balance is not Balance.none:
-        work.balance()
-    if config.budget is not None:
-        work.keep_budget(config.budget)
-    if work.removed:
-        work.notes.append(
-            "train on augmented_*, src_augmented_* or ids_*: neighbours_* is the search's result, uncurated"
-        )
-    kept = dedup.take_union(union, np.flatnonzero(work.stays))
-    random, stratified = work.draws(eligible, kept.pool_rows) if config.controls else ((), ())
+    found = _Found(seeds, pool, union, lowest_ranks(neighbours, union))
+    stays = np.ones(len(union), dtype=np.bool_)
+    done: list[_Done] = []
+    for step in _steps(config, rng_seed, acoustic):
+        done.append(step(found, np.flatnonzero(stays)))
+        stays[done[-1].out] = False
+    kept = union.take(np.flatnonzero(stays))
+    baselines = _baselines(config.controls, rng_seed, pool.index.labels, eligible, kept.pool_rows)
     return Curated(
         union=kept,
-        removed=Removed.join(*work.removed),
-        random=random,
-        stratified=stratified,
-        figures=work.figures,
-        notes=tuple(work.notes),
-        warnings=tuple(work.warnings),
+        removals=Removals.join(*(one.removals for one in done)),
+        baselines=baselines,
+        figures=CurationFigures(
+            copies=_of_kind(CopyFigures, (one.figures for one in done)),
+            cap=_of_kind(CapFigures, (one.figures for one in done)),
+            budget=_of_kind(BudgetFigures, (one.figures for one in done)),
+            controls=baselines.figures,
+        ),
+        notes=_notes(done, baselines),
+        warnings=tuple(warning for one in done for warning in one.warnings),
         per_label=config.per_label,
     )
 
 
-@dataclass(kw_only=True, slots=True)
-class _Work:
-    """A curation under way: `stays` says which clips of the union are still in; each control takes some out of it.
+def lowest_ranks(neighbours: Neighbours, union: Union) -> Int32:
+    """The lowest rank (from 1) that any seed gives each clip of the union, (U,) int32."""
+    size = int(union.pool_rows.max(initial=-1)) + 1
+    lowest = np.zeros(size, dtype=np.int32)
+    for rank in range(neighbours.k, 0, -1):  # the lowest is written last
+        lowest[neighbours.pool_rows[:, rank - 1]] = rank
+    return lowest[union.pool_rows]
 
-    lowest: (U,) int32, the lowest rank that any seed gives each clip.
-    """
 
-    config: AugmentConfig
-    seed: int
-    seeds: Split
-    pool: Split
-    union: Union
-    lowest: Int32
-    stays: Bool
-    removed: list[Removed] = field(default_factory=list)
-    figures: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-    def take_out(self, at: Int64, rule: str, by: Any = None, value: Float64 | None = None) -> None:
-        """Remove the clips at these places of the union, ascending."""
-        self.stays[at] = False
-        self.removed.append(Removed.of(self.union.pool_rows[at], rule, by, value))
-
-    def drop_copies(self, acoustic: FindCopies | None) -> None:
-        given = f"augment.copies={self.config.copies.value}"
-        need_sound(self.seeds, self.pool, given, "augment.copies=none")
-        pairs = None
-        if self.config.copies is Copies.acoustic:
-            assert acoustic is not None
-            pairs = acoustic.within(self.seeds, self.pool, self.union.pool_rows)
-        dropped = dedup.drop_copies(self.seeds, self.pool, self.union.pool_rows, self.lowest, pairs)
-        ids = pa.concat_arrays([_ids(self.seeds, self.seeds.embedded), _ids(self.pool, self.union.pool_rows)])
-        for rule, mask in (("copy_exact", dropped.exact), ("copy_acoustic", ~dropped.exact)):
-            self.take_out(dropped.at[mask], rule, ids.take(pa.array(dropped.by[mask])), dropped.value[mask])
-        num_clips, keeper = dedup.largest_group(dropped)
-        self.figures["copies"] = {"num_dropped": len(dropped.at), "largest_group": num_clips}
-        self.notes.append(f"copies: {len(dropped.at):,} neighbours dropped; the largest group has {num_clips:,} clips")
-        limit = max(100, (len(self.seeds.embedded) + int(self.stays.sum())) // 100)
-        if num_clips > limit:
-            raise UserError(
-                f"{given}: {num_clips:,} clips are copies of {ids[keeper].as_py()} (more than {limit:,}). "
-                "Look at it; if it is no mistake take it out of the index, or type augment.copies=none"
-            )
-
-    def balance(self) -> None:
-        names = common_names(self.seeds.index.labels, self.pool.index.labels)
-        labels = self.pool.index.labels.recode(names)
-        at = np.flatnonzero(self.stays)
-        per_label = self.config.per_label
-        assert per_label is not None
-        if self.config.balance is Balance.cap:
-            at = at[np.lexsort((at, self.lowest[at]))]  # of equal label sets the lowest ranks are preferred
-            kept = self._cap(names, labels.take(self.union.pool_rows[at]), per_label)
-            out = np.sort(at[~kept])
-            self.take_out(out, "cap", value=np.full(len(out), float(per_label)))
+def _steps(config: AugmentConfig, rng_seed: int, acoustic: FindCopies | None) -> list[_Step]:
+    """The steps that are on, in their order."""
+    steps: list[_Step] = []
+    if config.copies is not Copies.none:
+        steps.append(partial(_drop_copies, config.copies, acoustic))
+    if config.balance is not Balance.none:
+        assert config.per_label is not None
+        if config.balance is Balance.cap:
+            steps.append(partial(_cap, config.per_label, config.cap_exempt))
         else:
-            chances = dedup.metaclip_chances(labels.take(self.union.pool_rows[at]), per_label)
-            kept = np.random.default_rng([self.seed, _METACLIP]).random(len(at)) < chances
-            self.notes.append(f"metaclip at {per_label:,}: {int(kept.sum()):,} of {len(at):,} neighbours stay")
-            self.take_out(at[~kept], "metaclip", value=chances[~kept])
+            steps.append(partial(_metaclip, config.per_label, np.random.default_rng([rng_seed, _METACLIP])))
+    if config.budget is not None:
+        steps.append(partial(_keep_budget, config.budget, np.random.default_rng([rng_seed, _BUDGET])))
+    return steps
 
-    def _cap(self, names: tuple[str, ...], candidates: Labels, per_label: int) -> Bool:
-        unknown = sorted(set(self.config.cap_exempt) - set(names))
-        if unknown:
-            raise UserError(
-                f"augment.cap_exempt={','.join(unknown)}: no clip has such a label; give label ids of the index, such "
-                f"as {names[0] if names else '/m/04rlf'}"
-            )
-        seed_counts = self.seeds.index.labels.recode(names).take(self.seeds.embedded).counts()
-        capped = cap(candidates, seed_counts, per_label, np.isin(np.array(names, dtype=object), self.config.cap_exempt))
-        kept = int(capped.kept.sum())
-        self.figures["cap"] = {"clips": kept, "bound": capped.bound, "labels_left_empty": capped.num_empty}
-        self.notes.append(
-            f"cap at {per_label:,}: {kept:,} of {len(candidates):,} neighbours stay, {capped.bound - kept:,} below the "
-            f"bound of the linear programme ({capped.bound:,}); {capped.num_empty} labels with candidates left empty"
+
+def _drop_copies(kind: Copies, acoustic: FindCopies | None, found: _Found, at: Int64) -> _Done:
+    given = f"augment.copies={kind.value}"
+    need_sound(found.seeds, found.pool, given, "augment.copies=none")
+    pool_rows = found.union.pool_rows[at]
+    pairs = None
+    if kind is Copies.acoustic:
+        assert acoustic is not None
+        pairs = acoustic.within(found.seeds, found.pool, pool_rows)
+    dropped = drop_copies(found.seeds, found.pool, pool_rows, found.lowest[at], pairs)
+    of_seeds = found.seeds.index.ids.take(pa.array(found.seeds.embedded))
+    ids = pa.concat_arrays([one_chunk(of_seeds), one_chunk(found.pool.index.ids.take(pa.array(pool_rows)))])
+    num_clips = _refuse_large_group(given, dropped, ids)
+    removals = [
+        found.remove(at[dropped.at[mask]], rule, ids.take(pa.array(dropped.because_of[mask])), dropped.value[mask])
+        for rule, mask in ((Rule.copy_exact, dropped.exact), (Rule.copy_acoustic, ~dropped.exact))
+    ]
+    return _Done(
+        out=at[dropped.at],
+        removals=Removals.join(*removals),
+        figures=CopyFigures(len(dropped.at), num_clips),
+        note=f"copies: {len(dropped.at):,} neighbours dropped; the largest group has {num_clips:,} clips",
+    )
+
+
+def _refuse_large_group(given: str, dropped: Dropped, ids: Strings) -> int:
+    """The clips of the largest group of copies; UserError where they are more than 100 and 1 % of what is kept."""
+    num_clips, keeper = largest_group(dropped)
+    limit = max(100, (len(ids) - len(dropped.at)) // 100)
+    if num_clips > limit:
+        raise UserError(
+            f"{given}: {num_clips:,} clips are copies of {ids[keeper].as_py()} (more than {limit:,}). "
+            "Look at it; if it is no mistake take it out of the index, or type augment.copies=none"
         )
-        return capped.kept
+    return num_clips
 
-    def keep_budget(self, budget: int) -> None:
-        num_seeds = len(self.seeds.embedded)
-        if budget < num_seeds:
-            raise UserError(
-                f"augment.budget={budget} is below the {num_seeds:,} seeds, which always stay: "
-                f"type augment.budget={num_seeds} or more"
-            )
-        at = np.flatnonzero(self.stays)
-        rng = np.random.default_rng([self.seed, _BUDGET])
-        chosen, rank = dedup.within_budget(self.lowest[at], budget - num_seeds, rng)
-        num_clips = num_seeds + int(chosen.sum())
-        self.figures["budget"] = {"clips": num_clips, "rank": rank}
-        self.notes.append(f"budget: {num_clips:,} clips, reached at rank {rank}")
-        if num_clips < budget:
-            self.warnings.append(f"augment.budget={budget}: only {num_clips:,} clips are there, all kept")
-        out = at[~chosen]
-        self.take_out(out, "budget", value=self.lowest[out].astype(np.float64))
 
-    def draws(self, eligible: Int64, chosen: Int64) -> tuple[tuple[Int64, ...], tuple[Int64, ...]]:
-        """(random, stratified): draws of as many eligible clips as were chosen."""
-        num_draws = self.config.controls
-
-        def streams(number: int) -> list[np.random.Generator]:
-            return [np.random.default_rng([self.seed, number, i]) for i in range(num_draws)]
-
-        random = tuple(dedup.random_draw(eligible, len(chosen), rng) for rng in streams(_RANDOM))
-        stratify = dedup.Stratified(self.pool.index.labels, eligible, chosen)
-        stratified = tuple(stratify.draw(rng) for rng in streams(_STRATIFIED))
-        shared = float(np.mean([np.isin(rows, chosen).mean() if len(rows) else 0.0 for rows in stratified]))
-        self.figures["controls"] = {"draws": num_draws, "stratified_residual": stratify.residual, "shared": shared}
-        self.notes.append(
-            f"controls: {num_draws} random and {num_draws} stratified draws of {len(chosen):,} clips; stratified "
-            f"residual {stratify.residual:,} clips, {shared:.1%} of a draw are neighbours too"
+def _cap(per_label: int, exempt: Sequence[str], found: _Found, at: Int64) -> _Done:
+    at = at[np.lexsort((at, found.lowest[at]))]  # of equal label sets the lowest ranks are preferred
+    seed_counts, candidates = found.labels(at)
+    unknown = sorted(set(exempt) - set(candidates.names))
+    if unknown:
+        raise UserError(
+            f"augment.cap_exempt={','.join(unknown)}: no clip has such a label; give label ids of the index, such as "
+            f"{candidates.names[0] if candidates.names else '/m/04rlf'}"
         )
-        return random, stratified
+    capped = cap(candidates, seed_counts, per_label, np.isin(np.array(candidates.names, dtype=object), list(exempt)))
+    out = np.sort(at[~capped.kept])
+    kept = len(at) - len(out)
+    return _Done(
+        out=out,
+        removals=found.remove(out, Rule.cap, value=np.full(len(out), float(per_label))),
+        figures=CapFigures(kept, capped.bound, capped.num_empty),
+        note=_cap_note(per_label, kept, len(at), capped),
+    )
 
 
-def _ids(split: Split, rows: Int64) -> Any:
-    ids = split.index.ids.take(pa.array(rows))
-    return ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
+def _cap_note(per_label: int, kept: int, of: int, capped: Capped) -> str:
+    return (
+        f"cap at {per_label:,}: {kept:,} of {of:,} neighbours stay, {capped.bound - kept:,} below the bound of the "
+        f"linear programme ({capped.bound:,}); {capped.num_empty} labels with candidates left empty"
+    )
+
+
+def _metaclip(per_label: int, rng: np.random.Generator, found: _Found, at: Int64) -> _Done:
+    _, candidates = found.labels(at)
+    chances = metaclip_chances(candidates, per_label)
+    kept = rng.random(len(at)) < chances
+    return _Done(
+        out=at[~kept],
+        removals=found.remove(at[~kept], Rule.metaclip, value=chances[~kept]),
+        note=f"metaclip at {per_label:,}: {int(kept.sum()):,} of {len(at):,} neighbours stay",
+    )
+
+
+def _keep_budget(budget: int, rng: np.random.Generator, found: _Found, at: Int64) -> _Done:
+    num_seeds = len(found.seeds.embedded)
+    if budget < num_seeds:
+        raise UserError(
+            f"augment.budget={budget} is below the {num_seeds:,} seeds, which always stay: "
+            f"type augment.budget={num_seeds} or more"
+        )
+    chosen, rank = within_budget(found.lowest[at], budget - num_seeds, rng)
+    num_clips = num_seeds + int(chosen.sum())
+    short = f"augment.budget={budget}: only {num_clips:,} clips are there, all kept"
+    out = at[~chosen]
+    return _Done(
+        out=out,
+        removals=found.remove(out, Rule.budget, value=found.lowest[out].astype(np.float64)),
+        figures=BudgetFigures(num_clips, rank),
+        note=f"budget: {num_clips:,} clips, reached at rank {rank}",
+        warnings=(short,) if num_clips < budget else (),
+    )
+
+
+def _baselines(num_draws: int, rng_seed: int, labels: Labels, eligible: Int64, chosen: Int64) -> Baselines:
+    if not num_draws:
+        return Baselines()
+
+    def streams(number: int) -> list[np.random.Generator]:
+        return [np.random.default_rng([rng_seed, number, i]) for i in range(num_draws)]
+
+    return draw_baselines(labels, eligible, chosen, random=streams(_RANDOM), stratified=streams(_STRATIFIED))
+
+
+def _notes(done: Sequence[_Done], baselines: Baselines) -> tuple[str, ...]:
+    notes = [one.note for one in done]
+    if done:
+        notes.append("train on augmented_*, src_augmented_* or ids_*: neighbours_* is the search's result, uncurated")
+    figures = baselines.figures
+    if figures is not None:
+        notes.append(
+            f"baselines: {figures.draws} random and {figures.draws} stratified draws of as many clips as were chosen; "
+            f"stratified ones lack {figures.stratified_residual:,} clips, {figures.shared:.1%} of a draw are "
+            "neighbours too"
+        )
+    return tuple(notes)
+
+
+def _of_kind(kind: type[T], values: Iterable[object]) -> T | None:
+    return next((value for value in values if isinstance(value, kind)), None)

@@ -1,7 +1,7 @@
 """The label cap: which neighbours to take so that no label exceeds n, as many clips as possible, evenly spread.
 
 In: the candidates' label sets, what the seeds have. Out: a mask. Clips with the same label set are interchangeable, so
-the unknowns are counts per distinct set (6,300 for 20,371 AudioSet clips) under at most one constraint a label: a
+the unknowns are counts per distinct set (6,300 for 20,371 AudioSet clips) under at most one constraint per label: a
 linear programme that HiGHS solves in a second, nearly integral in practice, where the usual greedy (rarest label first)
 leaves clips and labels behind. Three goals in order (no label left empty, then clips, then entropy) are three solves:
 the bound on clips; the most clips; the best entropy at that many clips (each label's −c ln c as a concave piecewise
@@ -55,7 +55,7 @@ class LabelSets:
 class _Goal:
     """Maximise clip · Σx + Σ over pieces of reward · d, with Σx ≥ at_least; the pieces of a label sum to its count.
 
-    label, width, reward, floor: (P,) one row a piece; a label's rewards fall, so pieces fill in their order, and its
+    label, width, reward, floor: (P,) one row per piece; a label's rewards fall, so pieces fill in their order, and its
     widths add up to what it may still take: the caps need no rows of their own.
     """
 
@@ -203,7 +203,7 @@ def _entropy_goal(room: Int64, base: Int64, counts: Float64, needed: Bool, at_le
 
 
 def _program(groups: LabelSets, goal: _Goal, columns: Int64) -> tuple[Float64, Any, Float64, Float64]:
-    """Costs, equality rows (a label each), lower and upper bounds of [x of the columns, d of the pieces]."""
+    """Costs, equality rows (one per label), lower and upper bounds of [x of the columns, d of the pieces]."""
     pieces = len(goal.label)
     gather = scipy.sparse.csr_matrix(
         (-np.ones(pieces), (goal.label, np.arange(pieces))), shape=(groups.sets.shape[1], pieces)

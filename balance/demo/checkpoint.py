@@ -15,6 +15,8 @@ from balance.audio.fbank import VIPANT_FRONT_END
 from balance.demo import sounds
 from balance.encoders.checkpoint import TowerConfig, write_random_checkpoint
 
+NOTICE = "the demo encoder's weights are random: figures above chance show how sounds differ, not a model"
+
 # The published shape in small; 5 s, the longest demo clip.
 _TOWER = TowerConfig(width=128, num_layers=2, dim=64, patch=(32, 32), stride=(16, 24), max_frames=500, num_mel_bins=128)
 _FRONT_END = dataclasses.replace(VIPANT_FRONT_END, max_frames=_TOWER.max_frames)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from balance import pipeline
 from balance.config import ProbeSettings
+from balance.demo.checkpoint import NOTICE
 from balance.errors import UserError
 from balance.prepared import Prepared
 from balance.probe import conclusions, page
@@ -64,7 +65,7 @@ def run(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
     for sentence in [*found["sentences"], *found["limits"], *(f"warning: {w}" for w in found["warnings"])]:
         log.info("%s", sentence)
     if settings.is_demo:
-        log.info("the demo encoder's weights are random: this shows the probe at work, not a model")
+        log.info("%s", NOTICE)
     log.info("files: %s", os.path.relpath(folder))
     log.info("  look at probe.html; the table is probe.csv, everything is in probe.json")
     return found

@@ -8,13 +8,13 @@ match in every fold too. Price: in a fold the draws lose rows that have nothing 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from balance.curation.baselines import Stratified
 from balance.records import Int32, Int64, Labels
 
 Int8 = npt.NDArray[np.int8]
@@ -124,26 +124,12 @@ def stratified_draws(like: Arm, pool_labels: Labels, num_draws: int, seed: int) 
 
     Clips of `like` may be drawn again (where it holds all clips of a label set they must be).
     """
-    stratum = label_sets(pool_labels)
-    wanted = np.bincount(stratum[like.rows], minlength=int(stratum.max(initial=0)) + 1)
+    num_pool = len(pool_labels)
+    matched = Stratified(pool_labels, np.arange(num_pool), like.rows)
     for draw in range(num_draws):
         rng = np.random.default_rng([seed, 3, draw, len(like.rows)])
-        shuffled = rng.permutation(len(stratum))
-        shuffled = shuffled[np.argsort(stratum[shuffled], kind="stable")]
-        ordered = stratum[shuffled]
-        place = np.arange(len(ordered)) - np.searchsorted(ordered, ordered)  # place within its own stratum
-        rows, leaves = _dealt(shuffled[place < wanted[ordered]].astype(np.int64), like, rng)
+        rows, leaves = _dealt(matched.draw(rng.permutation(num_pool)), like, rng)
         yield Arm(STRATIFIED, like.name, like.k, rows, leaves, draw)
-
-
-def label_sets(labels: Labels) -> Int64:
-    """The number of each clip's label set, (n,) int64: equal where two clips have the same labels in any order."""
-    row = np.repeat(np.arange(len(labels)), labels.sizes())
-    ordered = labels.codes[np.lexsort((labels.codes, row))].astype("<i4").tobytes()
-    bounds = (labels.offsets * 4).tolist()
-    seen: dict[bytes, int] = {}
-    keys = (ordered[a:b] for a, b in itertools.pairwise(bounds))
-    return np.fromiter((seen.setdefault(key, len(seen)) for key in keys), dtype=np.int64, count=len(labels))
 
 
 def whole_pool(num_pool: int, *, weighted: bool) -> Arm:

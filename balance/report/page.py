@@ -14,24 +14,16 @@ from typing import Any
 import pyarrow as pa
 
 from balance.curation.curate import Curated
-from balance.curation.decontaminate import Removed
+from balance.curation.removed import Removals, Rule
+from balance.demo.checkpoint import NOTICE
 from balance.prepared import Prepared
 from balance.records import REASONS, Index
 from balance.report import figures, html, listening
+from balance.results.summary import Summary
 from balance.runtime import files
 from balance.stats import run_stats
 
 PAIRS_SHOWN = 25
-_RULES = {
-    "leak_id": ("Evaluation clips, by id", ""),
-    "leak_exact": ("Evaluation clips, equal samples", "correlation"),
-    "leak_acoustic": ("Evaluation clips, by sound", "correlation"),
-    "copy_exact": ("Copies of a seed or neighbour, equal samples", "correlation"),
-    "copy_acoustic": ("Copies of a seed or neighbour, by sound", "correlation"),
-    "cap": ("Beyond the label cap", "clips a label"),
-    "metaclip": ("Not drawn by metaclip", "probability to stay"),
-    "budget": ("Beyond the budget", "rank"),
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,9 +42,7 @@ class About:
     seed: int
 
 
-def write_report(
-    folder: Path, about: About, *, prepared: Prepared, k: int, curated: Curated, summary: dict[str, Any]
-) -> Path:
+def write_report(folder: Path, about: About, *, prepared: Prepared, k: int, curated: Curated, summary: Summary) -> Path:
     """`report.html` in the run's folder. summary: the content of summary.json; neighbours at K or more in prepared."""
     path = folder / "report.html"
     with files.atomic_text(path) as file:
@@ -60,7 +50,7 @@ def write_report(
     return path
 
 
-def render(about: About, prepared: Prepared, k: int, curated: Curated, summary: dict[str, Any]) -> str:
+def render(about: About, prepared: Prepared, k: int, curated: Curated, summary: Summary) -> str:
     """The page's text."""
     measured = run_stats.measure(
         splits=prepared.embedded.splits,
@@ -82,9 +72,8 @@ def render(about: About, prepared: Prepared, k: int, curated: Curated, summary: 
         seed=about.seed,
     )
     by_rank = measured["labels_by_rank"]
-    has_labels = summary["label_agreement"] is not None
+    agreement, chance = summary.label_agreement, summary.label_agreement_random
     num_seeds = len(prepared.seeds.embedded)
-    chance = summary["label_agreement_random"]
     return (
         html.environment()
         .get_template("report.html")
@@ -94,8 +83,8 @@ def render(about: About, prepared: Prepared, k: int, curated: Curated, summary: 
             e=measured,
             num_seeds=num_seeds,
             train_on=_train_on(prepared, k),
-            share_before=measured["hubs"]["chosen"] if len(curated.removed) else None,
-            times_chance=summary["label_agreement"] / chance if has_labels and chance else None,
+            share_before=measured["hubs"]["chosen"] if len(curated.removals) else None,
+            times_chance=agreement / chance if agreement is not None and chance else None,
             num_failures=len(prepared.embedded.failures),
             num_listed=sum(len(split.index) for split in prepared.embedded.splits.values()),
             warnings=_warnings(about, summary, measured, curated),
@@ -104,15 +93,15 @@ def render(about: About, prepared: Prepared, k: int, curated: Curated, summary: 
                 "saturation": figures.saturation(measured["saturation"], k),
                 "hubs": figures.hubs(measured["hubs"], num_seeds, len(prepared.eligible), k),
                 "similarity": figures.similarity(measured["similarity"]),
-                "agreement": figures.agreement(by_rank) if has_labels else "",
-                "lift": figures.lift(by_rank) if has_labels else "",
+                "agreement": figures.agreement(by_rank) if agreement is not None else "",
+                "lift": figures.lift(by_rank) if agreement is not None else "",
                 "labels": figures.labels(measured["balance"]["rows"]) if measured["balance"]["rows"] else "",
             },
             rates=sorted({hz for row in measured["rates"]["table"] for hz in row["rates"]})
             if measured["rates"]
             else [],
             reasons=REASONS,
-            rules=_rules(prepared.pool.index, Removed.join(prepared.leaks, curated.removed)),
+            rules=_rules(prepared.pool.index, Removals.join(prepared.decontaminated, curated.removals)),
             listening=clips,
             audible=any(clip["audio"] for part in clips for group in part["groups"] for clip in group),
         )
@@ -124,11 +113,11 @@ def _train_on(prepared: Prepared, k: int) -> str:
     return f"src_augmented_k{k}.csv" if has_lines else f"ids_k{k}.csv"
 
 
-def _warnings(about: About, summary: dict[str, Any], measured: dict[str, Any], curated: Curated) -> list[str]:
+def _warnings(about: About, summary: Summary, measured: dict[str, Any], curated: Curated) -> list[str]:
     found = list(curated.warnings)
     if about.is_demo:
-        found.append("The demo encoder's weights are random: figures above chance show how sounds differ, not a model.")
-    if summary["pool_share"] > 0.9:
+        found.append(f"{NOTICE[0].upper()}{NOTICE[1:]}.")
+    if summary.nearly_all:
         found.append("The neighbours are nearly the whole pool: a smaller K selects more.")
     rates = measured["rates"]
     if rates and rates["differ"] > run_stats.RATES_DIFFER:
@@ -139,21 +128,21 @@ def _warnings(about: About, summary: dict[str, Any], measured: dict[str, Any], c
     return found
 
 
-def _rules(pool: Index, removed: Removed) -> list[dict[str, Any]]:
+def _rules(pool: Index, removals: Removals) -> list[dict[str, Any]]:
     rules = []
-    for rule, (title, value) in _RULES.items():
-        at = pa.compute.indices_nonzero(pa.compute.equal(removed.rule, rule))
+    for rule in Rule:
+        at = pa.compute.indices_nonzero(pa.compute.equal(removals.rule, rule.name))
         if len(at):
             first = at[:PAIRS_SHOWN]
-            rows = removed.rows[first.to_numpy()]
-            columns = (pool.ids.take(pa.array(rows)), removed.by.take(first), removed.value.take(first))
+            rows = removals.rows[first.to_numpy()]
+            columns = (pool.ids.take(pa.array(rows)), removals.because_of.take(first), removals.value.take(first))
             shown = zip(*(column.to_pylist() for column in columns), strict=True)
             rules.append(
                 {
-                    "title": title,
-                    "value": value or "value",
+                    "title": rule.title,
+                    "value": rule.value_name,
                     "count": len(at),
-                    "rows": [{"id": a, "by": b, "value": c} for a, b, c in shown],
+                    "rows": [{"id": a, "because_of": b, "value": c} for a, b, c in shown],
                 }
             )
     return rules

@@ -11,22 +11,13 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
+from balance.curation.removed import Rule
 from balance.data.config import ColumnsConfig, Format
 from balance.data.formats import read_split
 from balance.errors import UserError
 from balance.results.read_run import Run
 
 NUM_SHOWN = 20
-_SAID = {
-    "leak_id": "is the evaluation clip {by} (same YouTube id)",
-    "leak_exact": "has the same samples as the evaluation clip {by}",
-    "leak_acoustic": "sounds like the evaluation clip {by} (correlation {value:.3f})",
-    "copy_exact": "has the same samples as {by}, which stays",
-    "copy_acoustic": "sounds like {by}, which stays (correlation {value:.3f})",
-    "cap": "would lift a label above {value:.0f} clips, or others with its labels were preferred",
-    "metaclip": "was not drawn (probability to stay {value:.3f})",
-    "budget": "came at rank {value:.0f}, beyond the budget",
-}
 
 
 def why(folder: str, clip_id: str) -> list[str]:
@@ -46,7 +37,8 @@ def why(folder: str, clip_id: str) -> list[str]:
                 f"{row['best_seed_id']}, similarity {row['best_similarity']}"
             ]
     for row in removed:
-        lines.append(f"out: {clip_id} {_SAID[row['rule']].format(**row)} (rule {row['rule']})")
+        sentence = Rule[row["rule"]].sentence(row["by"], row["value"])
+        lines.append(f"out: {clip_id} {sentence} (rule {row['rule']})")
     for failure in failed:
         lines.append(
             f"without embedding: {clip_id} of the {failure['split']} ({failure['reason']}: {failure['detail']}), "

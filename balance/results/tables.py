@@ -1,47 +1,26 @@
-"""The files of a run, each complete under its name or not there at all.
+"""The tables of a run, each complete under its name or not there at all.
 
-In: what the search and the curation chose. Out: the tables of the README, byte for byte the same from the same inputs.
-Times and absolute paths go into `manifest.json` alone.
+In: what the search and the curation chose. Out: `neighbours_*`, `augmented_*` to read, `ids_*` and `failures.jsonl`,
+byte for byte the same from the same inputs: no times, no absolute paths.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
-import subprocess
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
-from importlib import metadata
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from balance import __version__
-from balance.data import formats
-from balance.data.config import ColumnsConfig, Format
-from balance.data.vipant_index import index_weights
-from balance.prepared import Embedded, Prepared
-from balance.records import SPLITS, Failure, Float32, Index, Int64, Labels, Neighbours, common_names
+from balance.records import Failure, Float32, Index, Int64, Neighbours
 from balance.runtime import files
-from balance.stats.labels import (
-    Union,
-    label_agreement,
-    label_agreement_random,
-    label_entropy,
-    label_recall,
-    label_recall_random,
-    uniform_share,
-)
+from balance.stats.labels import Union
 
-SILENT_DB = -60.0
 _SEEDS_A_BLOCK = 1024
 _COLUMNS = ("id", "source", "num_seeds", "best_seed_id", "best_rank", "best_similarity", "labels", "audio")
-_LIBRARIES = ("torch", "numpy", "scipy", "pyarrow", "soundfile", "hydra-core", "omegaconf", "faiss-cpu", "faiss-gpu")
 
 
 def write_neighbours(folder: Path, k: int, seeds: Index, pool: Index, neighbours: Neighbours) -> list[Path]:
@@ -105,33 +84,6 @@ def write_augmented(folder: Path, k: int, seeds: Index, seed_rows: Int64, pool: 
     return [table, ids]
 
 
-def write_index(path: Path, parts: Sequence[Index]) -> list[Path]:
-    """A VIP-ANT index of these clips, their original lines, and beside it the weight file over this index."""
-    weights = path.with_name(f"{path.stem}_weight.csv")
-    with files.atomic(path) as file:
-        for part in parts:
-            assert part.lines is not None
-            for line in part.lines:
-                file.write(line.as_buffer())
-                file.write(b"\n")
-    with files.atomic_text(weights) as text:
-        text.writelines(
-            f"{weight!r}\n" for weight in index_weights(Labels.join([part.labels for part in parts])).tolist()
-        )
-    return [path, weights]
-
-
-def write_training_index(
-    format: Format, parts: Sequence[Index], folder: Path, k: int, *, columns: ColumnsConfig
-) -> list[Path]:
-    """The index to train on: a VIP-ANT index where the clips have its lines, else one of the data set's own form."""
-    if format not in (Format.vipant, Format.embeddings):
-        return formats.write_index(format, parts, folder, k, columns=columns)
-    if any(part.lines is None for part in parts):
-        return []  # the user's own vectors without an index beside them
-    return write_index(folder / f"src_augmented_k{k}.csv", parts)
-
-
 def _rows(index: Index) -> Iterator[tuple[str, str, str]]:
     """(id, labels joined by ;, path) of each clip."""
     offsets, names = index.labels.offsets.tolist(), np.array(index.labels.names, dtype=object)
@@ -146,123 +98,10 @@ def shortest(values: Float32) -> list[str]:
 
 
 def write_failures(folder: Path, failures: Sequence[Failure]) -> Path:
-    """`failures.jsonl`: a line a clip without embedding, by split, then index order."""
+    """`failures.jsonl`: a line per clip without embedding, by split, then index order."""
     path = folder / "failures.jsonl"
     with files.atomic_text(path) as file:
         for f in failures:
             record = {"id": f.id, "split": f.split, "path": f.path, "reason": f.reason, "detail": f.detail}
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
     return path
-
-
-def summarise(prepared: Prepared, k: int, union: Union) -> dict[str, Any]:
-    """The content of `summary.json`. union: the pool clips of the augmented set (after curation)."""
-    seeds, pool = prepared.seeds, prepared.pool
-    names = common_names(seeds.index.labels, pool.index.labels)
-    seed_labels = seeds.index.labels.recode(names).take(seeds.embedded)
-    pool_labels = pool.index.labels.recode(names)
-    eligible_labels = pool_labels.take(prepared.eligible)
-    neighbours = prepared.neighbours.top(k)
-    at_seeds = Neighbours(np.arange(len(seeds.embedded)), neighbours.pool_rows, neighbours.similarities)
-    after = Labels.join([seed_labels, pool_labels.take(union.pool_rows)])
-    num_eligible = len(prepared.eligible)
-    return {
-        "k": k,
-        "num_seeds": len(seeds.index),
-        "num_seeds_without_embedding": len(seeds.index) - len(seeds.embedded),
-        "num_pool": len(pool.index),
-        "num_pool_embedded": len(pool.embedded),
-        "num_pool_eligible": num_eligible,
-        "num_leaks": len(prepared.leaks.rows),
-        "num_neighbours": len(union),
-        "pool_share": len(union) / num_eligible,
-        "pool_share_uniform": uniform_share(len(seeds.embedded), num_eligible, k),
-        "label_agreement": label_agreement(seed_labels, pool_labels, at_seeds),
-        "label_agreement_random": label_agreement_random(seed_labels, eligible_labels),
-        "label_recall": label_recall(seed_labels, pool_labels, at_seeds),
-        "label_recall_random": label_recall_random(seed_labels, eligible_labels, k),
-        "label_entropy_before": label_entropy(seed_labels, len(names)),
-        "label_entropy_after": label_entropy(after, len(names)),
-        "failures": {
-            split: dict(sorted(Counter(f.reason for f in prepared.embedded.failures if f.split == split).items()))
-            for split in SPLITS
-            if split in prepared.embedded.splits
-        },
-        "num_silent": sum(
-            int((split.facts.rms_db < SILENT_DB).sum())
-            for split in prepared.embedded.splits.values()
-            if split.facts is not None
-        ),
-        "sample_rates": {
-            name: {
-                str(hz): count
-                for hz, count in sorted(Counter(split.facts.sample_rate.tolist() if split.facts else []).items())
-            }
-            for name, split in prepared.embedded.splits.items()
-        },
-        "fingerprint": prepared.embedded.fingerprint,
-    }
-
-
-def _plain(value: Any) -> Any:
-    """A dataclass as JSON values: enums by their names."""
-    return json.loads(json.dumps(asdict(value), default=lambda member: member.value))
-
-
-def write_manifest(
-    folder: Path,
-    *,
-    config: Mapping[str, Any],
-    embedded: Embedded,
-    outputs: Sequence[Path],
-    times_s: dict[str, float],
-    ids: Path,
-) -> Path:
-    """`manifest.json`: everything that a reader needs to make this run again, and to trust its files."""
-    path = folder / "manifest.json"
-    lines = sorted(ids.read_text("utf-8").split("\n")[:-1])
-    files.write_json(
-        path,
-        {
-            "version": __version__,
-            "git_commit": git_commit(),
-            "config": dict(config),
-            "inputs": dict(embedded.inputs),
-            "outputs": {p.relative_to(folder).as_posix(): files.sha256_file(p) for p in sorted(outputs)},
-            "ids_sha256": _sha256("\n".join(lines)),
-            "libraries": versions(),
-            "device": embedded.device,
-            "precision": embedded.precision,
-            "precision_report": None if embedded.precision_report is None else _plain(embedded.precision_report),
-            "fingerprint": embedded.fingerprint,
-            "times_s": {name: round(seconds, 3) for name, seconds in times_s.items()},
-        },
-    )
-    return path
-
-
-def versions() -> dict[str, str]:
-    """Library -> installed version, of those that are installed."""
-    found = {}
-    for name in _LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def git_commit() -> str | None:
-    """The commit of this program's checkout, with `-dirty` where it was changed; None outside one."""
-    checkout = Path(__file__).resolve().parents[2]
-    if not (checkout / ".git").exists():  # an installed package may lie in somebody else's checkout
-        return None
-    command = ["git", "-C", str(checkout), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

@@ -40,6 +40,16 @@ class Union:
     def __len__(self) -> int:
         return len(self.pool_rows)
 
+    def take(self, at: Int64) -> Union:
+        """These rows, in their order."""
+        return Union(
+            pool_rows=self.pool_rows[at],
+            num_seeds=self.num_seeds[at],
+            best_seed=self.best_seed[at],
+            best_rank=self.best_rank[at],
+            best_similarity=self.best_similarity[at],
+        )
+
 
 def union_of(neighbours: Neighbours) -> Union:
     """The distinct neighbours with their best pair. O(pairs + pool), no sort of the pairs."""

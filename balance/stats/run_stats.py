@@ -30,7 +30,6 @@ from balance.stats.labels import (
 
 NUM_HUBS = 15
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-SILENT_DB = -60.0
 RATES_DIFFER = 0.1  # total variation of the sample rates of seeds and pool from which the page warns
 
 
@@ -209,7 +208,7 @@ def _rates(splits: Mapping[str, Split], top: Neighbours, eligible: Int64) -> dic
         facts = splits[split].facts if split in splits else None
         if facts is not None:
             counted = dict(sorted(Counter(facts.sample_rate.tolist()).items()))
-            silent = int((facts.rms_db < SILENT_DB).sum())
+            silent = int(facts.silent().sum())
             table.append({"split": split, "rates": counted, "silent": silent, "clips": len(facts.sample_rate)})
     seed_rate = seeds.facts.sample_rate
     pool_rate = pool.facts.sample_rate

@@ -1,4 +1,4 @@
-"""The controls against plain Python on small sets: what was planted is found, and nothing else is removed."""
+"""The curation steps against plain Python on small sets: what was planted is found, and nothing else is removed."""
 
 import json
 from collections import Counter
@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from balance.curation import decontaminate, dedup
+from balance.curation import baselines, decontaminate
+from balance.curation.balance import metaclip_chances
 from balance.curation.config import AugmentConfig, Balance, Copies, Leaks
-from balance.curation.curate import curate
+from balance.curation.curate import CopyFigures, curate
 from balance.errors import UserError
 from balance.records import Facts, Index, Labels, Neighbours, Split
 from balance.results import curation_files
@@ -21,7 +22,7 @@ NAMES = [f"/m/{i:02d}" for i in range(8)]
 
 
 def split(ids, labels, sounds=None, embedded=None, silent=()):
-    """sounds: a number a clip, equal where the samples are."""
+    """sounds: a number per clip, equal where the samples are."""
     rows = np.arange(len(ids)) if embedded is None else np.array(embedded)
     sounds = np.arange(len(ids)) if sounds is None else np.array(sounds)
     sha1 = np.zeros((len(rows), 20), dtype=np.uint8)
@@ -56,7 +57,7 @@ class Case:
     def curate(self, acoustic=None, **config):
         return curate(
             AugmentConfig(**config),
-            seed=1213,
+            rng_seed=1213,
             seeds=self.seeds,
             pool=self.pool,
             eligible=self.pool.embedded,
@@ -70,7 +71,7 @@ class Case:
 
 def accounts(case, curated):
     """Every clip of the union is kept or removed, once."""
-    rows = curated.union.pool_rows.tolist() + curated.removed.rows.tolist()
+    rows = curated.union.pool_rows.tolist() + curated.removals.rows.tolist()
     assert sorted(rows) == sorted(case.lowest)
 
 
@@ -78,7 +79,7 @@ def test_all_off_keeps_the_union():
     case = Case(0)
     curated = case.curate()
     assert curated.union.pool_rows.tolist() == sorted(case.lowest)
-    assert len(curated.removed) == 0
+    assert len(curated.removals) == 0
     assert curated.notes == ()
 
 
@@ -106,9 +107,9 @@ def test_leaks_by_id_sound_and_correlation():
     )
 
     def leaks(level, acoustic=None):
-        removed = decontaminate.find_leaks(AugmentConfig(leaks=level), pool, eval, acoustic)
-        columns = removed.rows.tolist(), removed.rule.to_pylist(), removed.by.to_pylist(), removed.value.to_pylist()
-        return list(zip(*columns, strict=True))
+        removed = decontaminate.decontaminate(level, pool, eval, acoustic)
+        columns = removed.rule.to_pylist(), removed.because_of.to_pylist(), removed.value.to_pylist()
+        return list(zip(removed.rows.tolist(), *columns, strict=True))
 
     by_id = [(1, "leak_id", "Yabcdefghijk", None)]
     # p0 has no embedding, p3 sounds like the silent e3
@@ -118,14 +119,14 @@ def test_leaks_by_id_sound_and_correlation():
     assert leaks(Leaks.exact) == by_id + exact
     found = Planted((3, 2, 0.93), (1, 6, 0.91), (2, 2, 0.97))
     assert leaks(Leaks.acoustic, found) == by_id + exact + acoustic
-    assert len(decontaminate.find_leaks(AugmentConfig(), pool, None, None)) == 0
+    assert len(decontaminate.decontaminate(Leaks.id, pool, None, None)) == 0
 
 
 def test_sound_without_media_is_an_error():
     pool = split(["p"], [[]])
     bare = Split(pool.index, pool.embedded, pool.vectors, None)
     with pytest.raises(UserError, match=r"leaks=exact .* type augment.leaks=id"):
-        decontaminate.find_leaks(AugmentConfig(leaks=Leaks.exact), bare, pool, None)
+        decontaminate.decontaminate(Leaks.exact, bare, pool, None)
 
 
 @pytest.mark.parametrize("number", range(5))
@@ -153,13 +154,13 @@ def test_copies_against_a_loop(number):
         curated = case.curate(acoustic, copies=copies)
         accounts(case, curated)
         ids = [f"s{i}" for i in range(20)] + [f"p{clip}" for clip in union]
-        removed = curated.removed
-        found = zip(removed.rule.to_pylist(), removed.by.to_pylist(), removed.value.to_pylist(), strict=True)
+        removed = curated.removals
+        found = zip(removed.rule.to_pylist(), removed.because_of.to_pylist(), removed.value.to_pylist(), strict=True)
         assert dict(zip(removed.rows.tolist(), found, strict=True)) == {
             c: (r, ids[n], v) for c, (r, n, v) in gone.items()
         }
         largest = max(Counter(n for _, n, _ in gone.values()).values()) + 1
-        assert curated.figures["copies"] == {"num_dropped": len(gone), "largest_group": largest}
+        assert curated.figures.copies == CopyFigures(num_dropped=len(gone), largest_group=largest)
 
 
 def test_silent_clips_are_no_copies():
@@ -178,7 +179,7 @@ def test_silent_clips_are_no_copies():
         pool.vectors,
         Facts(pool.facts.sample_rate, pool.facts.num_samples, mute[:115], pool.facts.pcm_sha1),
     )
-    assert len(case.curate(copies=Copies.exact).removed) == 0
+    assert len(case.curate(copies=Copies.exact).removals) == 0
 
 
 def test_a_group_that_is_too_large_stops_the_run():
@@ -189,7 +190,7 @@ def test_a_group_that_is_too_large_stops_the_run():
     with pytest.raises(UserError, match=r"150 clips are copies of p0 \(more than 100\)"):
         curate(
             AugmentConfig(copies=Copies.exact),
-            seed=1,
+            rng_seed=1,
             seeds=seeds,
             pool=pool,
             eligible=pool.embedded,
@@ -197,15 +198,15 @@ def test_a_group_that_is_too_large_stops_the_run():
         )
 
 
-def test_cap_through_the_controls():
+def test_cap_through_the_steps():
     case = Case(1)
     before = Counter(x for labels in (case.seeds.index.labels[i] for i in range(20)) for x in labels)
     curated = case.curate(balance=Balance.cap, per_label=9, cap_exempt=[NAMES[0]])
     accounts(case, curated)
     after = before + Counter(x for clip in curated.union.pool_rows.tolist() for x in case.labels(clip))
     assert all(after[name] <= max(9, before[name]) for name in NAMES[1:])
-    assert set(curated.removed.rule.to_pylist()) == {"cap"}
-    for clip in curated.removed.rows.tolist():  # nothing that fits is left out
+    assert set(curated.removals.rule.to_pylist()) == {"cap"}
+    for clip in curated.removals.rows.tolist():  # nothing that fits is left out
         assert any(after[name] >= max(9, before[name]) for name in case.labels(clip) - {NAMES[0]})
     with pytest.raises(UserError, match="cap_exempt=/m/none"):
         case.curate(balance=Balance.cap, per_label=9, cap_exempt=["/m/none"])
@@ -222,7 +223,7 @@ def test_metaclip_probabilities_and_draws():
         expected[clip] = 1 - miss if case.labels(clip) else 0.0
     curated = case.curate(balance=Balance.metaclip, per_label=10)
     accounts(case, curated)
-    removed = dict(zip(curated.removed.rows.tolist(), curated.removed.value.to_pylist(), strict=True))
+    removed = dict(zip(curated.removals.rows.tolist(), curated.removals.value.to_pylist(), strict=True))
     assert removed == pytest.approx({clip: expected[clip] for clip in removed})
     assert not any(expected[clip] == 1 for clip in removed)
     assert all(clip in removed for clip in case.lowest if not case.labels(clip))
@@ -232,7 +233,7 @@ def test_metaclip_probabilities_and_draws():
 
 def test_metaclip_keeps_as_many_as_it_says():
     labels = Labels.of([["a"]] * 900 + [["a", "b"]] * 100)
-    chances = dedup.metaclip_chances(labels, 100)
+    chances = metaclip_chances(labels, 100)
     assert chances[0] == pytest.approx(0.1)
     assert chances[-1] == 1.0
 
@@ -243,10 +244,10 @@ def test_budget_rank_by_rank(budget):
     curated = case.curate(budget=budget)
     accounts(case, curated)
     kept = [case.lowest[clip] for clip in curated.union.pool_rows.tolist()]
-    out = [case.lowest[clip] for clip in curated.removed.rows.tolist()]
+    out = [case.lowest[clip] for clip in curated.removals.rows.tolist()]
     assert 20 + len(kept) == min(budget, 20 + len(case.lowest))
     assert max(kept, default=0) <= min(out, default=99)
-    assert curated.removed.value.to_pylist() == out
+    assert curated.removals.value.to_pylist() == out
     assert f"reached at rank {max(kept, default=0)}" in curated.notes[0] or budget == 20
 
 
@@ -255,37 +256,37 @@ def test_budget_errors_and_warnings():
     with pytest.raises(UserError, match="budget=19 is below the 20 seeds"):
         case.curate(budget=19)
     curated = case.curate(budget=10_000)
-    assert len(curated.removed) == 0
+    assert len(curated.removals) == 0
     assert "all kept" in curated.warnings[0]
 
 
-def test_controls_are_size_matched():
+def test_baselines_are_size_matched():
     case = Case(5)
     curated = case.curate(controls=3, balance=Balance.cap, per_label=9)
     chosen = curated.union.pool_rows.tolist()
     strata = Counter(frozenset(case.labels(clip)) for clip in chosen)
     eligible = set(case.pool.embedded.tolist())
-    for rows in curated.random:
+    for rows in curated.baselines.random:
         assert len(set(rows.tolist())) == len(rows) == len(chosen)
         assert set(rows.tolist()) <= eligible
-    for rows in curated.stratified:
+    for rows in curated.baselines.stratified:
         assert Counter(frozenset(case.labels(clip)) for clip in rows.tolist()) == strata
         assert set(rows.tolist()) <= eligible
-    assert len({tuple(rows.tolist()) for rows in curated.random + curated.stratified}) == 6
-    assert curated.figures["controls"]["stratified_residual"] == 0
+    assert len({tuple(rows.tolist()) for rows in curated.baselines.random + curated.baselines.stratified}) == 6
+    assert curated.figures.controls.stratified_residual == 0
 
 
 def test_stratified_says_what_the_pool_lacks():
     labels = Labels.of([["a"], ["a"], ["b"], ["a"]])
-    drawn = dedup.Stratified(labels, np.array([1, 2]), np.array([0, 1, 3]))
+    drawn = baselines.Stratified(labels, np.array([1, 2]), np.array([0, 1, 3]))
     assert drawn.residual == 2
-    assert drawn.draw(np.random.default_rng(0)).tolist() == [1]
+    assert drawn.draw(np.arange(2)).tolist() == [1]
 
 
-def test_controls_do_not_change_each_others_draws():
+def test_steps_do_not_change_each_others_draws():
     case = Case(6)
-    alone = case.curate(balance=Balance.metaclip, per_label=9).removed.rows.tolist()
-    both = case.curate(balance=Balance.metaclip, per_label=9, controls=2, budget=40).removed
+    alone = case.curate(balance=Balance.metaclip, per_label=9).removals.rows.tolist()
+    both = case.curate(balance=Balance.metaclip, per_label=9, controls=2, budget=40).removals
     assert both.rows.tolist()[: len(alone)] == alone
 
 
@@ -308,7 +309,7 @@ def test_configuration_errors(config, message):
 def test_files(tmp_path):
     case = Case(7)
     eval = split(["p3"], [[]])
-    leaks = decontaminate.find_leaks(AugmentConfig(), case.pool, eval, None)
+    leaks = decontaminate.decontaminate(Leaks.id, case.pool, eval, None)
     curated = case.curate(balance=Balance.cap, per_label=9, budget=60, controls=1)
     written = curation_files.write_curation(
         tmp_path, 9, case.seeds.index, case.seeds.embedded, case.pool.index, leaks, curated
@@ -316,12 +317,12 @@ def test_files(tmp_path):
     assert sorted(path.name for path in written) == sorted(path.name for path in tmp_path.iterdir())
     rows = pq.read_table(tmp_path / "decisions.parquet").to_pylist()
     assert rows[0] == {"id": "p3", "rule": "leak_id", "by": "p3", "value": None}
-    assert [row["id"] for row in rows[1:]] == [f"p{clip}" for clip in curated.removed.rows.tolist()]
+    assert [row["id"] for row in rows[1:]] == [f"p{clip}" for clip in curated.removals.rows.tolist()]
     by_label = json.loads((tmp_path / "labels_k9_9.k").read_text())
     chosen = curated.union.pool_rows.tolist()
     assert by_label == {n: ids for n in NAMES if (ids := [f"p{c}" for c in chosen if n in case.labels(c)])}
     lines = (tmp_path / "src_random_k9_1.csv").read_text().splitlines()
     assert [json.loads(x)["id"] for x in lines] == [f"s{i}" for i in range(20)] + [
-        f"p{c}" for c in curated.random[0].tolist()
+        f"p{c}" for c in curated.baselines.random[0].tolist()
     ]
     assert len((tmp_path / "src_stratified_k9_1_weight.csv").read_text().splitlines()) == len(lines)

@@ -93,3 +93,10 @@ def test_twice_the_same():
 def test_clips_without_labels_and_nothing_at_all():
     assert run([[], ["a"], []], 1, seeds=(1, 0, 0, 0, 0, 0))[2].kept.tolist() == [True, False, True]
     assert run([], 1)[2].kept.tolist() == []
+
+
+def test_label_sets_ignore_the_order_of_labels():
+    labels = Labels.of([["/m/a", "/m/b"], ["/m/b", "/m/a"], [], ["/m/a"], []])
+    found = label_cap.label_sets(labels)
+    assert found.of.tolist() == [2, 2, 0, 1, 0]
+    assert found.size.tolist() == [2, 1, 2]

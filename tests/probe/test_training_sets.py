@@ -1,5 +1,7 @@
 """The training sets against sets built clip by clip."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -85,9 +87,23 @@ def test_stratified_draws_have_the_same_label_sets():
     assert len({tuple(d.rows.tolist()) for d in draws}) == 3
 
 
-def test_label_sets_ignore_the_order_of_labels():
-    labels = Labels.of([["/m/a", "/m/b"], ["/m/b", "/m/a"], [], ["/m/a"], []])
-    assert training_sets.label_sets(labels).tolist() == [0, 0, 1, 2, 1]
+def test_stratified_draws_by_the_definition():
+    """A set's clips in the order of one permutation, sets in the order in which the pool shows them."""
+    chosen, folds = world()
+    labels = random_labels(200)
+    like = training_sets.neighbours(chosen, folds, 2)
+    sets = [tuple(sorted(labels[row])) for row in range(200)]
+    numbers = {one: number for number, one in enumerate(dict.fromkeys(sets))}
+    wanted = Counter(sets[row] for row in like.rows.tolist())
+    for draw, arm in enumerate(training_sets.stratified_draws(like, labels, 2, seed=1)):
+        rng = np.random.default_rng([1, 3, draw, len(like.rows)])
+        by_set = {one: [] for one in sorted(numbers, key=numbers.get)}
+        for row in rng.permutation(200).tolist():
+            by_set[sets[row]].append(row)
+        drawn = [row for one, rows in by_set.items() for row in rows[: wanted[one]]]
+        leaves = dict(zip(drawn, rng.permutation(like.leaves).tolist(), strict=True))
+        assert arm.rows.tolist() == sorted(drawn)
+        assert arm.leaves.tolist() == [leaves[row] for row in sorted(drawn)]
 
 
 def test_folds_are_even_keep_videos_together_and_spread_rare_labels():

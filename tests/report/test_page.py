@@ -13,17 +13,16 @@ import pytest
 
 from balance.curation.config import AugmentConfig, Copies
 from balance.curation.curate import curate
-from balance.curation.decontaminate import Removed
+from balance.curation.removed import Removals, Rule
 from balance.data.ontology import read_parents
 from balance.prepared import Embedded, Prepared
 from balance.records import Facts, Failure, Index, Labels, Neighbours, Split
 from balance.report import listening
 from balance.report.page import About, render, write_report
 from balance.report.sweep import write_sweep
-from balance.results.tables import summarise
+from balance.results.summary import summarise
 from balance.search.top_k import ArrayVectors
 from balance.stats import run_stats
-from balance.stats.labels import union_of
 from tests import browser
 
 NAMES = [f"/m/{i:02d}" for i in range(30)]
@@ -101,12 +100,14 @@ def run(root):
             times_s={},
         ),
         times_s={},
-        leaks=Removed.of(np.array([5]), "leak_id", pa.array(["e<1>"])),
+        decontaminated=Removals.of(np.array([5]), Rule.leak_id, pa.array(["e<1>"])),
         eligible=np.arange(300),
         neighbours=neighbours,
     )
-    curated = curate(config, seed=1, seeds=seeds, pool=pool, eligible=prepared.eligible, neighbours=neighbours.top(K))
-    return prepared, curated, summarise(prepared, K, curated.union)
+    curated = curate(
+        config, rng_seed=1, seeds=seeds, pool=pool, eligible=prepared.eligible, neighbours=neighbours.top(K)
+    )
+    return prepared, curated, summarise(prepared, K, curated)
 
 
 def about(root, media_base=None):
@@ -277,13 +278,13 @@ def test_a_run_without_labels_or_media(run, root):
     nothing = replace(prepared, embedded=replace(prepared.embedded, splits=bare, failures=()))
     curated = curate(
         AugmentConfig(),
-        seed=1,
+        rng_seed=1,
         seeds=bare["seeds"],
         pool=bare["pool"],
         eligible=prepared.eligible,
         neighbours=prepared.neighbours.top(1),
     )
-    summary = summarise(nothing, 1, union_of(prepared.neighbours.top(1)))
+    summary = summarise(nothing, 1, curated)
     text = render(about(root), nothing, 1, curated, summary)
     assert "No seed has labels." in text
     assert "given without media" in text
@@ -293,13 +294,13 @@ def test_sweep(run, page, tmp_path):
     _, _, summary = run
     for name, k in (("k=32", 32), ("k=8", 8), ("k=100", 100)):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "summary.json").write_text(json.dumps({**summary, "k": k, "label_recall": None}))
+        (tmp_path / name / "summary.json").write_text(json.dumps({**summary.as_json(), "k": k, "label_recall": None}))
     (tmp_path / "k=8/report.html").write_bytes(page.read_bytes())
     written = write_sweep(tmp_path)
     assert [path.name for path in written] == ["sweep.csv", "report.html"]
     rows = list(csv.DictReader((tmp_path / "sweep.csv").read_text().splitlines()))
     assert [row["k"] for row in rows] == ["8", "32", "100"]
-    assert float(rows[0]["label_agreement"]) == summary["label_agreement"]
+    assert float(rows[0]["label_agreement"]) == summary.label_agreement
     assert rows[0]["label_recall"] == ""
     assert (tmp_path / "report.html").read_text().count("<a href=") == 1
     first = written[1].read_bytes()
