@@ -8,25 +8,32 @@ an installed package and at the top of a checkout. What neither has, such as `lo
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
+import re
+import shutil
 import sys
+import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from balance import help
+from balance import config_errors, help
 from balance.curation.config import AugmentConfig
 from balance.data.config import DatasetConfig, IndexConfig, MediaSource
 from balance.embed.config import EmbedConfig
@@ -34,9 +41,11 @@ from balance.encoders.config import EncoderConfig
 from balance.errors import UserError
 from balance.probe.config import ProbeConfig
 from balance.report.config import ReportConfig
-from balance.runtime.command import errors_for_people
+from balance.runtime.command import errors_for_people, outputs_folder
 from balance.runtime.keys import key
 from balance.search.config import SearchConfig
+
+log = logging.getLogger(__name__)
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
@@ -125,8 +134,16 @@ def register() -> None:
     Plugins.instance().register(_WorkingDirectory)
     for name, schema in SCHEMAS.items():
         ConfigStore.instance().store(name=f"{name}_schema", node=schema)
-    # With microseconds it makes run directories unique.
-    OmegaConf.register_new_resolver("run_pid", os.getpid, replace=True)
+    unique = uuid.uuid4().hex[:6]  # jobs may start in the same second
+    resolvers: dict[str, Callable[..., str]] = {
+        "unique": lambda: unique,
+        "file_name": lambda text: re.sub(r"[^\w.-]", "_", str(text)),
+        # A variable that is set but empty counts as not set.
+        "outputs": lambda: str(outputs_folder()),
+        "cache": lambda: os.environ.get("BALANCE_CACHE") or "outputs/cache",
+    }
+    for name, resolver in resolvers.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
 
 
 def as_omegaconf(values: dict[str, Any]) -> DictConfig:
@@ -141,22 +158,22 @@ def settings_from(config: DictConfig) -> Any:
     `conf/local/default.yaml` sets for a real data set do not reach the demo.
     """
     composed = HydraConfig.get()
-    typed = {override.lstrip("+").split("=", 1)[0] for override in composed.overrides.task}
+    overrides: Any = OmegaConf.to_container(composed.overrides.task, resolve=False)
+    typed = {override.lstrip("+").split("=", 1)[0] for override in overrides}
     demo_data, demo_encoder = (composed.runtime.choices.get(group) == "demo" for group in ("dataset", "encoder"))
     if demo_encoder and not demo_data:
         raise UserError(
             "encoder=demo has random weights and belongs to dataset=demo only; "
             "type encoder=vipant encoder.checkpoint=/path/to/00071478.pth"
         )
+    if demo_data:
+        config = _demo(config, typed, demo_encoder)
     try:
-        if demo_data:
-            config = _demo(config, typed, demo_encoder)
-        settings = OmegaConf.to_object(config)
-    except ValueError as error:
+        return OmegaConf.to_object(config)
+    except OmegaConfBaseException:
+        raise
+    except ValueError as error:  # a configuration's own check
         raise UserError(str(error)) from error
-    except (OmegaConfBaseException, AttributeError, TypeError) as error:  # the last two: a key added with +
-        raise UserError(f"configuration: {str(error).splitlines()[0]}") from error
-    return settings
 
 
 def _demo(config: DictConfig, typed: set[str], demo_encoder: bool) -> DictConfig:
@@ -220,11 +237,61 @@ def run_command(name: str, job: Callable[[Any, Job], None]) -> None:
         print(help.text(name, SCHEMAS[name], CONF, every_key=sys.argv[-1] == "all"))
         return
     register()
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises what is wrong with the configuration: said here
 
     def task(config: DictConfig) -> None:
+        composed = HydraConfig.get()
         with errors_for_people():
-            hydra_config = HydraConfig.get()
-            sweep = Path(hydra_config.sweep.dir) if hydra_config.mode == RunMode.MULTIRUN else None
-            job(settings_from(config), Job(Path(hydra_config.runtime.output_dir), sweep))
+            try:
+                if composed.job.chdir:
+                    raise UserError("hydra.job.chdir=true would change what relative paths mean: leave it out")
+                job(_settings(name, config), Job(Path(composed.runtime.output_dir), _sweep_root(composed)))
+            except UserError:
+                _remove_empty_run(composed)
+                raise
 
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(config_errors.words(error, sys.argv[1:], _names(name))) from error
+
+
+def link_latest(where: Job) -> None:
+    """`outputs/latest` -> the folder of a finished run. Something else of that name stays as it is."""
+    link = outputs_folder() / "latest"
+    if link.exists() and not link.is_symlink():
+        log.warning("%s is no link: it is left alone and does not lead to this run", link)
+        return
+    target = os.path.relpath(where.folder.resolve(), link.parent.resolve())
+    temporary = link.with_name(f"latest-{uuid.uuid4().hex[:8]}")
+    with contextlib.suppress(OSError):  # a file system without links
+        temporary.symlink_to(target)
+        temporary.replace(link)
+
+
+def _settings(name: str, config: DictConfig) -> Any:
+    try:
+        return settings_from(config)
+    except config_errors.ERRORS as error:
+        raise UserError(config_errors.words(error, sys.argv[1:], _names(name))) from error
+
+
+def _names(command: str) -> list[str]:
+    return [row.name for row in help.rows(SCHEMAS[command])] + ["dataset", "encoder", "augment"]
+
+
+def _sweep_root(composed: Any) -> Path | None:
+    return Path(composed.sweep.dir) if composed.mode == RunMode.MULTIRUN else None
+
+
+def _remove_empty_run(composed: Any) -> None:
+    """Take away the folder of a job that was refused, if it holds nothing but its log."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.close()
+    for folder in (Path(composed.runtime.output_dir), _sweep_root(composed)):
+        names = {path.name for path in folder.iterdir()} if folder is not None and folder.is_dir() else {""}
+        if folder is not None and names <= {f"{composed.job.name}.log", "multirun.yaml"}:
+            shutil.rmtree(folder)
+            with contextlib.suppress(OSError):  # the day's folder, if this was the only one
+                folder.parent.rmdir()

@@ -50,7 +50,8 @@ def rows(schema: type, prefix: str = "") -> Iterator[Row]:
     """The keys of a configuration dataclass, those of nested dataclasses after its own."""
     nested: list[tuple[str, type]] = []
     types = get_type_hints(schema)
-    for field in dataclasses.fields(schema):
+    own = schema.__annotations__  # a configuration's own keys come before those that it inherits
+    for field in sorted(dataclasses.fields(schema), key=lambda field: field.name not in own):
         kind = types[field.name]
         if dataclasses.is_dataclass(kind):
             assert isinstance(kind, type)

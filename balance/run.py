@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
+from balance import __version__
 from balance.runtime import command
 
 if TYPE_CHECKING:
     from balance.pipeline import Kept
+
+log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -18,11 +22,13 @@ def main() -> None:
 
     def job(settings: config.Settings, where: config.Job) -> None:
         nonlocal kept
+        log.info("balance %s: k = %d, data in %s", __version__, settings.k, settings.root)  # before a second of imports
         from balance import pipeline
         from balance.report import sweep
 
         kept = kept or pipeline.Kept()
         pipeline.run(settings, where.folder, kept)
+        config.link_latest(where)
         if where.sweep is not None:
             sweep.write_sweep(where.sweep)
 

@@ -20,7 +20,7 @@ LEVELS = (
     ("pipeline",),
     ("results", "report"),
     ("prepared",),
-    ("preflight", "config", "help"),
+    ("preflight", "config", "config_errors", "help"),
     ("curation", "demo", "training"),
     ("embed", "stats"),
     ("encoders", "engine"),
@@ -36,8 +36,8 @@ COMMANDS = {*LEVELS[0][:-1], "probe.__main__"}
 LIGHT = {"audio.decode", "audio.decoder_process", "data.media"}
 HEAVY = {"torch", "hydra", "faiss", "matplotlib", "pandas", "pyarrow", "scipy", "ray", "transformers"}
 HOME = {
-    "hydra": {"config"},
-    "omegaconf": {"config"},
+    "hydra": {"config", "config_errors"},
+    "omegaconf": {"config", "config_errors"},
     "faiss": {"search.candidates"},
     "ray": {"engine.ray"},
     "transformers": {"encoders.transformers"},

@@ -46,6 +46,9 @@ def start(main: Callable[[], Any], *, writes: bool = True) -> None:
             if writes:
                 _check_outputs()
             main()
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Interrupted as interrupted:
         name = signal.Signals(interrupted.number).name
         print(
@@ -67,8 +70,13 @@ def arguments(usage: str, num_arguments: int) -> list[str]:
     return given
 
 
+def outputs_folder() -> Path:
+    """Where runs go: `$BALANCE_OUTPUTS`, else `outputs`; a variable that is set but empty counts as not set."""
+    return Path(os.environ.get("BALANCE_OUTPUTS") or "outputs")
+
+
 def _check_outputs() -> None:
-    outputs = Path(os.environ.get("BALANCE_OUTPUTS", "outputs"))
+    outputs = outputs_folder()
     try:
         outputs.mkdir(parents=True, exist_ok=True)
         if not os.access(outputs, os.W_OK):
@@ -98,6 +106,8 @@ def errors_for_people() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
+    except BrokenPipeError:
+        raise
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(
