@@ -34,6 +34,8 @@ from balance.audio.decoder_process import DecodeSettings, Job
 from balance.audio.decoders import DecoderPool, plan_slots
 from balance.audio.fbank import FrontEnd, LogMel
 from balance.embed import worker
+from balance.embed.parts import PART_CLIPS, plan_parts
+from balance.embed.progress import Progress
 from balance.encoders.checkpoint import Checkpoint, TowerConfig, read_checkpoint, write_random_checkpoint
 from balance.encoders.precision import Precision
 from balance.encoders.vipant import build_encoder
@@ -168,7 +170,7 @@ def end_to_end(
     with tempfile.TemporaryDirectory() as directory:
         task = worker.EmbedTask(
             directory=Path(directory),
-            plan=worker.plan_parts([("pool", index, np.arange(len(names)))], worker.PART_CLIPS["cpu"]),
+            plan=plan_parts([("pool", index, np.arange(len(names)))], PART_CLIPS["cpu"]),
             checkpoint=root / "model.pth",
             device=device,
             precision=precision,
@@ -182,7 +184,7 @@ def end_to_end(
         started = None
         done = 0
 
-        def report(progress: worker.Progress) -> None:
+        def report(progress: Progress) -> None:
             nonlocal started, done
             started = started or time.perf_counter()
             done += progress.num_clips

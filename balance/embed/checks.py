@@ -18,7 +18,9 @@ import pyarrow as pa
 from balance.audio.decoder_process import Job
 from balance.audio.decoders import Decoded, DecoderPool
 from balance.data import media
-from balance.embed import store, worker
+from balance.embed import worker
+from balance.embed.parts import PART_CLIPS, plan_parts
+from balance.embed.store import Store
 from balance.encoders.precision import Precision
 from balance.errors import UserError
 from balance.records import Float32, Float64, Index, Int64, Split
@@ -32,7 +34,7 @@ _OVERLAP_K = 10
 _COSINE_WARNING, _OVERLAP_WARNING = 0.9999, 0.95
 
 
-def check_reused(held: store.Store, indexes: Mapping[str, Index], task: worker.EmbedTask, *, seed: int) -> None:
+def check_reused(store: Store, indexes: Mapping[str, Index], task: worker.EmbedTask, *, seed: int) -> None:
     """Decode a seeded sample of stored clips again; UserError if any has other samples than when it was embedded.
 
     Only clips whose files are there are looked at: a cache without media stays usable.
@@ -40,7 +42,7 @@ def check_reused(held: store.Store, indexes: Mapping[str, Index], task: worker.E
     paths = pa.concat_arrays([index.paths for index in indexes.values()])
     ids = pa.concat_arrays([index.ids for index in indexes.values()])
     offsets, sizes = (np.concatenate(x) for x in zip(*(index.places() for index in indexes.values()), strict=True))
-    rows = held.rows(paths)
+    rows = store.rows(paths)
     reused = np.flatnonzero(rows >= 0)
     rng = np.random.default_rng(seed)
     root, form = Path(task.decode.media_root), task.decode.format
@@ -52,7 +54,7 @@ def check_reused(held: store.Store, indexes: Mapping[str, Index], task: worker.E
     jobs = (
         (row, Job(ids[int(row)].as_py(), paths[int(row)].as_py(), int(offsets[row]), int(sizes[row]))) for row in chosen
     )
-    known = held.facts(rows[chosen]).pcm_sha1
+    known = store.facts(rows[chosen]).pcm_sha1
     changed: list[str] = []
     with DecoderPool(
         task.decode, jobs, num_workers=min(task.num_workers, 8), clip_timeout_s=task.clip_timeout_s
@@ -63,7 +65,7 @@ def check_reused(held: store.Store, indexes: Mapping[str, Index], task: worker.E
     if changed:
         raise UserError(
             f"{len(changed)} of {len(chosen)} media files looked at again are not what was embedded (as {changed[0]})."
-            f"\nThe store {held.directory.name} is of other files: type refresh=true to embed anew"
+            f"\nThe store {store.directory.name} is of other files: type refresh=true to embed anew"
         )
 
 
@@ -126,10 +128,10 @@ def _measure(task: worker.EmbedTask, seeds: Split, pool: Split, seed: int) -> Pr
             task,
             directory=Path(folder),
             precision=Precision.float32,
-            plan=worker.plan_parts(samples, worker.PART_CLIPS["cuda"]),
+            plan=plan_parts(samples, PART_CLIPS["cuda"]),
         )
         worker.embed(reference, lambda _: None)
-        exact = store.Store(Path(folder))
+        exact = Store(Path(folder))
         rows = [exact.rows(index.paths.take(pa.array(at))) for _, index, at in samples]
         if not all(len(r) and (r >= 0).all() for r in rows):
             return None

@@ -6,15 +6,26 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from balance.embed.worker import Plan, Progress
+from balance.embed.parts import Plan
 from balance.records import DecodeFailure
 
 log = logging.getLogger(__name__)
 
 _LINE_EVERY_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What happened since the last report: clips decoded, and for a finished part its number and failures."""
+
+    num_clips: int = 0
+    part: int | None = None
+    failures: tuple[DecodeFailure, ...] = ()
+    by_others: bool = False
 
 
 def duration(seconds: float) -> str:

@@ -28,11 +28,14 @@ from balance.audio.decoders import plan_slots
 from balance.audio.fbank import FrontEnd
 from balance.data.config import MediaSource
 from balance.data.missing import find_missing, refuse_missing
-from balance.embed import store, worker
+from balance.embed import part_file
 from balance.embed.checks import PrecisionReport, check_reused, measure_precision
 from balance.embed.config import EmbedConfig
 from balance.embed.failures import refuse_failures
+from balance.embed.parts import PART_CLIPS, plan_parts
 from balance.embed.progress import EmbedProgress, duration
+from balance.embed.store import Store
+from balance.embed.worker import EmbedTask, embed_on
 from balance.encoders.checkpoint import Checkpoint
 from balance.encoders.config import EncoderConfig
 from balance.encoders.device import worker_devices
@@ -82,12 +85,12 @@ def embed_media(
     fingerprint, made_by = fingerprint_of(checkpoint, precision, encoder.compile)
     directory = cache / "embeddings" / f"{dataset}-{fingerprint}"
     started = time.monotonic()
-    held = store.Store(directory, ignore=config.refresh)
+    store = Store(directory, ignore=config.refresh)
     missing: dict[str, Int64] = {}
     todo: list[tuple[str, Index, Int64]] = []
-    remembered = pa.array([] if config.retry_failures else list(held.failures), pa.string())
+    remembered = pa.array([] if config.retry_failures else list(store.failures), pa.string())
     for split, index in indexes.items():
-        without = np.flatnonzero(held.rows(index.paths) < 0)
+        without = np.flatnonzero(store.rows(index.paths) < 0)
         paths = index.paths.take(pa.array(without))
         absent = find_missing(source.root, source.format.value, paths)
         missing[split] = without[absent]
@@ -100,9 +103,9 @@ def embed_media(
     times = {"inventory_s": time.monotonic() - started}
 
     started = time.monotonic()
-    task = worker.EmbedTask(
+    task = EmbedTask(
         directory=directory,
-        plan=worker.plan_parts(todo, worker.PART_CLIPS[device.type], held.attempts),
+        plan=plan_parts(todo, PART_CLIPS[device.type], store.attempts),
         checkpoint=checkpoint.path,
         device=str(device),
         precision=precision,
@@ -112,11 +115,11 @@ def embed_media(
         num_workers=config.num_decoders,
         clip_timeout_s=config.clip_timeout_s,
     )
-    check_reused(held, indexes, task, seed=seed)
+    check_reused(store, indexes, task, seed=seed)
     present = {split: len(index) - len(missing[split]) for split, index in indexes.items()}
     if len(task.plan):
         _make(config, task, present, {**made_by, "dataset": dataset, "dim": checkpoint.dim})
-        held = store.Store(directory)
+        store = store.reopen()
     times["embed_s"] = time.monotonic() - started
 
     splits: dict[str, Split] = {}
@@ -124,11 +127,11 @@ def embed_media(
     places: list[Int64] = []
     for split in (s for s in SPLITS if s in indexes):
         index = indexes[split]
-        rows = held.rows(index.paths)
+        rows = store.rows(index.paths)
         embedded = np.flatnonzero(rows >= 0)
         places.append(rows[embedded])
-        splits[split] = Split(index, embedded, held.vectors(rows[embedded]), held.facts(rows[embedded]))
-        unreadable, found = _failures(split, index, np.flatnonzero(rows < 0), set(missing[split].tolist()), held)
+        splits[split] = Split(index, embedded, store.vectors(rows[embedded]), store.facts(rows[embedded]))
+        unreadable, found = _failures(split, index, np.flatnonzero(rows < 0), set(missing[split].tolist()), store)
         refuse_failures(split, unreadable, present[split], max_failures=config.max_failures)
         failures.extend(found)
     report = None
@@ -138,7 +141,7 @@ def embed_media(
         splits=splits,
         failures=tuple(failures),
         fingerprint=fingerprint,
-        identity=held.identity(np.concatenate(places)),
+        identity=store.identity(np.concatenate(places)),
         precision=precision.value,
         precision_report=report,
         times_s=times,
@@ -190,7 +193,7 @@ def _log_inventory(
         assert len(index) == len(indexes[split])
 
 
-def _make(config: EmbedConfig, task: worker.EmbedTask, present: Mapping[str, int], made_by: dict[str, Any]) -> None:
+def _make(config: EmbedConfig, task: EmbedTask, present: Mapping[str, int], made_by: dict[str, Any]) -> None:
     """Embed the plan, with a bar, the early stop of `max_failures`, and one sentence for an unwritable cache."""
     directory = task.directory
     try:
@@ -227,15 +230,15 @@ def _make(config: EmbedConfig, task: worker.EmbedTask, present: Mapping[str, int
     progress = EmbedProgress(task.plan, on_failures)
     started = time.monotonic()
     try:
-        worker.embed_on(task, devices, progress)
+        embed_on(task, devices, progress)
     finally:
         rate = progress.close()
-    store.remove_leftovers(directory)
+    part_file.remove_leftovers(directory)
     log.info("embedded in %s, %.1f clips/s", duration(time.monotonic() - started), rate)
 
 
 def _failures(
-    split: str, index: Index, rows: Int64, missing: set[int], held: store.Store
+    split: str, index: Index, rows: Int64, missing: set[int], store: Store
 ) -> tuple[list[DecodeFailure], list[Failure]]:
     """(the unreadable, all rows of failures.jsonl) of the clips in these rows, which have no embedding."""
     unreadable: list[DecodeFailure] = []
@@ -243,7 +246,7 @@ def _failures(
     at = pa.array(rows)
     clips = zip(rows.tolist(), index.ids.take(at).to_pylist(), index.paths.take(at).to_pylist(), strict=True)
     for row, clip_id, path in clips:
-        failure = held.failures.get(path)
+        failure = store.failures.get(path)
         if row in missing or failure is None:
             found.append(Failure(clip_id, split, path, "missing", "no such file"))
             continue

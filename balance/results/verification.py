@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from balance.data import precomputed
-from balance.embed import store
+from balance.embed.store import Store
 from balance.errors import UserError
-from balance.records import Float32
+from balance.records import Float32, Vectors
 from balance.results.read_run import Run
 from balance.runtime import files
 
@@ -44,8 +44,9 @@ def verify(folder: str) -> list[str]:
     rng = np.random.default_rng(run.manifest["config"]["seed"])
     rows = np.sort(rng.choice(len(table), min(NUM_ROWS, len(table)), replace=False))
     some = table.take(pa.array(rows))
-    seeds = _embeddings(run, "balanced", some["seed_id"])
-    found = _embeddings(run, "unbalanced", some["neighbour_id"])
+    store = None if run.manifest["config"]["dataset"]["format"] == "embeddings" else _store_of(run)
+    seeds = _embeddings(run, store, "balanced", some["seed_id"])
+    found = _embeddings(run, store, "unbalanced", some["neighbour_id"])
     bad = []
     for row in some.to_pylist():
         values = {similarity(a, b) for a in seeds[row["seed_id"]] for b in found[row["neighbour_id"]]}
@@ -68,30 +69,33 @@ def similarity(a: Float32, b: Float32) -> np.float32:
     return np.float32(math.fsum((x * y).tolist()) / (math.sqrt(squares[0]) * math.sqrt(squares[1])))
 
 
-def _embeddings(run: Run, key: str, ids: Any) -> dict[str, list[Float32]]:
-    """Id -> its embeddings (one id may lie in two folders: the store's key is the path). key: of `dataset`."""
+def _store_of(run: Run) -> Store:
+    config = run.manifest["config"]
+    where = Path(config["cache_dir"]).expanduser() / "embeddings"
+    directory = where / f"{config['dataset']['name']}-{run.manifest['fingerprint']}"
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not there: the run's embeddings are needed to verify its neighbours")
+    return Store(directory)
+
+
+def _embeddings(run: Run, store: Store | None, key: str, ids: Any) -> dict[str, list[Float32]]:
+    """Id -> its embeddings (one id may lie in two folders: the store's key is the path). store: None where the vectors
+    are the user's own; key: of `dataset`."""
     config = run.manifest["config"]
     wanted = pc.unique(ids)
-    held: Any
-    if config["dataset"]["format"] == "embeddings":
+    vectors: Vectors
+    if store is None:
         given = precomputed.read_vectors(Path(config["dataset"]["root"]).expanduser(), config["dataset"][key])
         if given.sha256 != run.manifest["inputs"][f"{_SPLITS[key]}.vectors"]:
             raise UserError(
                 f"the vectors of dataset.{key}={config['dataset'][key]} are no longer those that the run searched: put "
                 "those back, or run the job again"
             )
-        names, held = given.index.ids, given.vectors
-        rows = np.flatnonzero(pc.is_in(names, value_set=wanted).to_numpy(zero_copy_only=False))
-        data = held.take(rows)
+        names, vectors = given.index.ids, given.vectors
     else:
-        where = Path(config["cache_dir"]).expanduser() / "embeddings"
-        directory = where / f"{config['dataset']['name']}-{run.manifest['fingerprint']}"
-        if not directory.is_dir():
-            raise UserError(f"{directory} is not there: the run's embeddings are needed to verify its neighbours")
-        held = store.Store(directory)
-        names = held.ids
-        rows = np.flatnonzero(pc.is_in(names, value_set=wanted).to_numpy(zero_copy_only=False))
-        data = held.vectors(rows).read(0, len(rows))
+        names, vectors = store.ids, store.vectors(np.arange(len(store), dtype=np.int64))
+    rows = np.flatnonzero(pc.is_in(names, value_set=wanted).to_numpy(zero_copy_only=False))
+    data = vectors.take(rows)
     found: dict[str, list[Float32]] = {name: [] for name in wanted.to_pylist()}
     for name, vector in zip(names.take(pa.array(rows)).to_pylist(), data, strict=True):
         found[name].append(vector)

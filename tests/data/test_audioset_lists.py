@@ -11,7 +11,8 @@ import pytest
 from balance import pipeline
 from balance.config import Settings
 from balance.data.config import DatasetConfig
-from balance.embed import store
+from balance.embed.part_file import PartRows, write_part
+from balance.embed.parts import plan_name
 from balance.embed.stage import fingerprint_of
 from balance.encoders.checkpoint import read_checkpoint
 from balance.encoders.config import EncoderConfig
@@ -56,8 +57,8 @@ def test_the_real_lists_end_to_end(tmp_path: Path) -> None:
             np.full(n, -20, np.float32),
             rng.integers(0, 256, (n, 20), dtype=np.uint8),
         )
-        part = store.PartRows([r[0] for r in rows], paths, vectors.astype(np.float32), facts)
-        store.write_part(folder, store.plan_name(paths), part, [], {})
+        part = PartRows([r[0] for r in rows], paths, vectors.astype(np.float32), facts)
+        write_part(folder, plan_name(paths), part, [], {})
     out = tmp_path / "out"
     out.mkdir()
     settings = Settings(

@@ -6,7 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from balance.embed.store import PartRows, Store, part_done, plan_name, write_part
+from balance.embed.part_file import PartRows, part_done, write_part
+from balance.embed.parts import plan_name
+from balance.embed.store import Store
 from balance.errors import UserError
 from balance.records import DecodeFailure, Facts
 

@@ -17,11 +17,15 @@ from balance.audio import decode
 from balance.audio.decoder_process import DecodeSettings
 from balance.audio.decoders import plan_slots
 from balance.audio.fbank import LogMel
-from balance.embed import store, worker
+from balance.embed import batches, part_file, worker
+from balance.embed.parts import plan_parts
+from balance.embed.progress import Progress
+from balance.embed.store import Store
 from balance.encoders.checkpoint import read_checkpoint
 from balance.encoders.device import worker_devices
 from balance.encoders.precision import Precision
 from balance.encoders.vipant import build_encoder
+from balance.errors import UserError
 from balance.records import Index, Labels
 from tests import worlds
 
@@ -45,7 +49,7 @@ def _task(
     directory.mkdir()
     return worker.EmbedTask(
         directory=directory,
-        plan=worker.plan_parts([("pool", index, np.arange(len(index)))], part_clips),
+        plan=plan_parts([("pool", index, np.arange(len(index)))], part_clips),
         checkpoint=checkpoint,
         device="cpu",
         precision=Precision.float32,
@@ -72,12 +76,12 @@ def _bytes(directory: Path) -> dict[str, bytes]:
 def test_embeddings_are_those_of_each_clip_alone(tmp_path: Path) -> None:
     index = _index(tmp_path, 37)
     task = _task(tmp_path, index)
-    reports: list[worker.Progress] = []
+    reports: list[Progress] = []
     worker.embed(task, reports.append)
     assert sum(r.num_clips for r in reports) == 37
     assert [r.part for r in reports if r.part is not None] == [0, 1, 2]
-    held = store.Store(task.directory)
-    vectors = held.vectors(held.rows(index.paths)).read(0, 37)
+    store = Store(task.directory)
+    vectors = store.vectors(store.rows(index.paths)).read(0, 37)
     checkpoint = read_checkpoint(task.checkpoint)
     encoder = build_encoder(checkpoint, torch.device("cpu"), Precision.float32, False)
     for row, path in enumerate(index.paths.to_pylist()):
@@ -93,7 +97,7 @@ def test_the_bytes_do_not_depend_on_workers_or_processes(tmp_path: Path) -> None
     made = []
     for num_workers, num_processes in ((1, 1), (3, 1), (2, 2)):
         task = _task(tmp_path, index, num_workers=num_workers)
-        seen: list[worker.Progress] = []
+        seen: list[Progress] = []
         worker.embed_on(task, worker_devices("cpu", num_processes), seen.append)
         assert sum(r.num_clips for r in seen) == 60
         made.append(_bytes(task.directory))
@@ -109,7 +113,7 @@ def test_a_clip_has_the_same_row_in_any_company(tmp_path: Path) -> None:
     order = np.random.default_rng(1).permutation(40)[:23].astype(np.int64)
     second = _task(tmp_path, index.take(order), part_clips=512)
     worker.embed(second, lambda _: None)
-    a, b = store.Store(first.directory), store.Store(second.directory)
+    a, b = Store(first.directory), Store(second.directory)
     paths = index.paths.take(pa.array(order))
     assert np.array_equal(a.vectors(a.rows(paths)).read(0, 23), b.vectors(b.rows(paths)).read(0, 23))
 
@@ -128,13 +132,13 @@ class _ForgetfulEncoder:
 
 def test_the_batch_is_halved_when_memory_runs_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = _index(tmp_path, 30)
-    monkeypatch.setattr(worker, "_CPU_CLIPS", 16)
+    monkeypatch.setattr(batches, "_CPU_CLIPS", 16)
     whole = _task(tmp_path, index, batch_size=16)
     worker.embed(whole, lambda _: None)
     monkeypatch.setattr(worker, "build_encoder", lambda *a: _ForgetfulEncoder(build_encoder(*a), 3))
     halved = dataclasses.replace(_task(tmp_path, index), batch_size=16)
     worker.embed(halved, lambda _: None)
-    a, b = store.Store(whole.directory), store.Store(halved.directory)
+    a, b = Store(whole.directory), Store(halved.directory)
     x, y = (s.vectors(s.rows(index.paths)).read(0, 30).astype(np.float64) for s in (a, b))
     cosine = (x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
     assert cosine.min() >= 1 - 1e-6
@@ -146,7 +150,7 @@ def test_the_batch_is_halved_when_memory_runs_out(tmp_path: Path, monkeypatch: p
 
 def test_memory_that_holds_no_clip_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "build_encoder", lambda *a: _ForgetfulEncoder(build_encoder(*a), 0))
-    with pytest.raises(worker.UserError, match="does not hold a single clip"):
+    with pytest.raises(UserError, match="does not hold a single clip"):
         worker.embed(_task(tmp_path, _index(tmp_path, 5)), lambda _: None)
 
 
@@ -159,18 +163,18 @@ def test_parts_of_a_dead_or_silent_job_are_taken_over(tmp_path: Path) -> None:
     os.utime(elsewhere, (time.time() - 400, time.time() - 400))
     (task.directory / f"tmp-{task.plan.names[0]}-99.arrow").write_bytes(b"half a part")
     worker.embed(task, lambda _: None)
-    store.remove_leftovers(task.directory)
-    assert len(store.Store(task.directory)) == 40
+    part_file.remove_leftovers(task.directory)
+    assert len(Store(task.directory)) == 40
     assert {p.name.split("-")[0] for p in task.directory.iterdir()} == {"part"}
 
 
 def test_parts_are_cut_at_fixed_rows_whatever_is_left(tmp_path: Path) -> None:
     index = _index(tmp_path, 40)
-    whole = worker.plan_parts([("pool", index, np.arange(40))], 16)
+    whole = plan_parts([("pool", index, np.arange(40))], 16)
     assert [int(b) for b in whole.bounds] == [0, 16, 32, 40]
-    rest = worker.plan_parts([("pool", index, np.arange(16, 40))], 16)
+    rest = plan_parts([("pool", index, np.arange(16, 40))], 16)
     assert rest.names == whole.names[1:]
-    twice = worker.plan_parts([("seeds", index, np.arange(5)), ("pool", index, np.arange(40))], 16)
+    twice = plan_parts([("seeds", index, np.arange(5)), ("pool", index, np.arange(40))], 16)
     assert len(twice) == 40
     assert twice.splits == ("seeds", "pool", "pool", "pool")
 
@@ -192,6 +196,6 @@ def test_an_encoder_that_gives_nan_is_a_failure_of_that_clip(tmp_path: Path, mon
     monkeypatch.setattr(worker, "build_encoder", spoiling)
     task = _task(tmp_path, index)
     worker.embed(task, lambda _: None)
-    held = store.Store(task.directory)
-    assert len(held) == 5
-    assert [(f.path, f.reason) for f in held.failures.values()] == [(index.paths[2].as_py(), "not_finite")]
+    store = Store(task.directory)
+    assert len(store) == 5
+    assert [(f.path, f.reason) for f in store.failures.values()] == [(index.paths[2].as_py(), "not_finite")]
