@@ -158,7 +158,8 @@ class _Claims:
             if part is None:
                 self._stopped = True
             for number in list(self._locks) if part is None else [part]:
-                self._locks.pop(number).release()
+                self._locks[number].release()  # a signal in here comes back for those that are still listed
+                del self._locks[number]
 
 
 def _consume(task: EmbedTask, decoders: DecoderPool, claimed: _Claims, batches: Batches, report: Report) -> None:
