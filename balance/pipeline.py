@@ -317,7 +317,7 @@ def _write(
         media_root=settings.media_root,
         media_base=settings.report.media_base,
         parents=read_parents(ontology_file(dataset.ontology, settings.root)),
-        seed=settings.seed,
+        rng_seed=settings.seed,
     )
     written.append(page.write_report(folder, about, prepared=prepared, k=k, curated=curated, summary=summary))
     manifest.write(

@@ -25,7 +25,7 @@ from balance.curation.label_cap import Capped, cap
 from balance.curation.removed import Removals, Rule, Strings, one_chunk
 from balance.errors import UserError
 from balance.records import Float64, Int32, Int64, Labels, Neighbours, Split, common_names
-from balance.stats.labels import Union, union_of
+from balance.stats.union import Union, union_of
 
 _METACLIP, _BUDGET, _RANDOM, _STRATIFIED = range(4)  # streams of random numbers under one rng_seed
 T = TypeVar("T")

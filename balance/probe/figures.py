@@ -11,12 +11,12 @@ import matplotlib.ticker
 from matplotlib.axes import Axes
 
 from balance.probe import training_sets
-from balance.report.svg import CHOSEN, GAIN, INK, LOSS, PAPER, POOL, QUIET, RANDOM, RULE, STRATIFIED, canvas, svg
+from balance.report.svg import CHOSEN, GAIN, INK, LOSS, OTHER, PAPER, POOL, QUIET, RANDOM, RULE, canvas, svg
 
 LINES = {
     training_sets.NEIGHBOURS: (CHOSEN, "o", "seeds + neighbours"),
     training_sets.RANDOM: (RANDOM, "s", "seeds + as many random clips"),
-    training_sets.STRATIFIED: (STRATIFIED, "^", "seeds + same label sets"),
+    training_sets.STRATIFIED: (OTHER, "^", "seeds + same label sets"),
 }
 NUM_LABELS = 14  # in the figure of labels: the strongest gains and losses, so many in all
 

@@ -17,8 +17,6 @@ from balance.report import html
 
 def render(dataset: str, found: dict[str, Any]) -> str:
     """The page's text."""
-    environment = html.environment()
-    environment.filters["capital"] = _capital
     figures = {
         "logistic": Markup(size_curve(found, "logistic")),
         "knn": Markup(size_curve(found, "knn")),
@@ -26,15 +24,15 @@ def render(dataset: str, found: dict[str, Any]) -> str:
         "labels": Markup(label_gains(found)),
     }
     against_random = [r for r in found["comparisons"] if r["figure"] == "map" and r["reading"] == "logistic"]
-    return environment.get_template("probe.html").render(
-        dataset=dataset,
-        found=found,
-        figures=figures,
-        comparisons=against_random,
-        tested=sorted((x for x in found["labels"] if x["gain"] is not None), key=lambda x: (-x["gain"], x["id"])),
-        random_rule=training_sets.RANDOM,
+    return (
+        html.environment()
+        .get_template("probe.html")
+        .render(
+            dataset=dataset,
+            found=found,
+            figures=figures,
+            comparisons=against_random,
+            tested=sorted((x for x in found["labels"] if x["gain"] is not None), key=lambda x: (-x["gain"], x["id"])),
+            random_rule=training_sets.RANDOM,
+        )
     )
-
-
-def _capital(sentence: str) -> str:
-    return sentence if sentence.startswith("mAP") else sentence[0].upper() + sentence[1:]

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import jinja2
-from markupsafe import Markup
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
 def environment() -> jinja2.Environment:
-    """The templates, with `scroll` and the filters count (1,234), percent (12.3%), figure (0.123), signed (+0.1230) and
-    short (1,234 or 0.123)."""
+    """The templates with their filters: count (1,234), percent (12.3%), figure (0.123), signed (+0.1230), short (1,234
+    or 0.123), capital (the first letter)."""
     made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -26,7 +25,7 @@ def environment() -> jinja2.Environment:
     made.filters["figure"] = lambda value, digits=3: "–" if value is None else f"{value:.{digits}f}"
     made.filters["signed"] = lambda value, digits=4: "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
     made.filters["short"] = _short
-    made.globals["scroll"] = _scroll
+    made.filters["capital"] = lambda text: text if text.startswith("mAP") else text[:1].upper() + text[1:]
     return made
 
 
@@ -34,11 +33,3 @@ def _short(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{int(value):,}" if value == int(value) else f"{value:.3f}"
-
-
-def _scroll(label: str, figure: str) -> Markup:
-    """A figure that scrolls within itself where the screen is narrower than it can be read."""
-    return Markup(
-        '<figure><div class="scroll" tabindex="0" role="region" aria-label="Figure: {}">'
-        '<div class="wide">{}</div></div></figure>'
-    ).format(label, Markup(figure))

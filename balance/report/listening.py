@@ -1,33 +1,97 @@
-"""Which clips to play on the page: seeds of best, worst and random label agreement, with their first neighbours.
+"""The clips that the page plays: the seeds of best, worst and random label agreement, each with its first neighbours.
 
-In: splits, neighbours at K, agreement by seed. Out: plain values with links to the media (and to the video frame that
-evaluation uses, where the index names one and the file is there). Clips inside containers have no link.
+In: splits, neighbours at K, agreement by seed. Out: frozen values with links to the sound (and to the video frame that
+evaluation uses, where the index names one and the file is there). A clip inside a container has no link. Where page and
+media lie near each other the relative link comes first, so that the two can move together; the absolute one follows.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 
 from balance.data.media import AUDIO_SUFFIXES
-from balance.records import Float64, Index, Neighbours, Split
+from balance.records import Float64, Index, Int64, Neighbours, Split
 
-NUM_SEEDS = 4  # a part
-NUM_NEIGHBOURS = 5
+SEEDS_PER_PART = 4
+NEIGHBOURS_PER_SEED = 5
+NEAR_LEVELS = 4  # of folders that a relative link may go up: outputs/runs/DAY/TIME up to where the run was started
 
 
-def base_url(media_base: str | None, media: Path) -> str:
-    """What goes before a clip's path in a link: a URL as it is, a folder as a file URL; ends in a slash."""
-    if media_base is None:
-        return media.as_uri().rstrip("/") + "/"
-    if "://" in media_base:
-        return media_base.rstrip("/") + "/"
-    return Path(media_base).expanduser().absolute().as_uri().rstrip("/") + "/"
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A clip on the page. labels: (name, whether the seed has it too); audio: links to try in this order, none where it
+    cannot be played; frame: link to a picture; rank, similarity: of a neighbour."""
+
+    id: str
+    labels: tuple[tuple[str, bool], ...]
+    audio: tuple[str, ...]
+    frame: str | None
+    rank: int | None = None
+    similarity: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A seed and its first neighbours, best first."""
+
+    seed: Clip
+    neighbours: tuple[Clip, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Groups chosen by one rule."""
+
+    title: str
+    groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """Where the page finds the media. folder: of the media on this machine; bases: what goes before a clip's path in a
+    link, each ending in a slash, the one to try first first."""
+
+    folder: Path
+    bases: tuple[str, ...]
+
+    @staticmethod
+    def to(media: Path, base: str | None, page: Path) -> Links:
+        """media: the media's folder; base: a path or URL to link to instead, or None; page: the folder of the page."""
+        if base is not None and "://" in base:
+            return Links(media, (base.rstrip("/") + "/",))
+        target = Path(media if base is None else base).expanduser().absolute()
+        bases = [target.as_uri().rstrip("/") + "/"]
+        relative = os.path.relpath(target, page.absolute())
+        if relative.split("/").count("..") <= NEAR_LEVELS:
+            bases.insert(0, f"./{quote(os.fsencode(relative))}/")
+        return Links(media, tuple(bases))
+
+    def audio(self, index: Index, row: int) -> tuple[str, ...]:
+        """The links to a clip's sound."""
+        path = index.paths[row].as_py()
+        if index.offsets is not None or path.rsplit(".", 1)[-1].lower() not in AUDIO_SUFFIXES:
+            return ()
+        return tuple(base + quote(path) for base in self.bases)
+
+    def frame(self, index: Index, row: int) -> str | None:
+        """The link to the middle video frame that a VIP-ANT record names, if that file is there."""
+        if index.lines is None:
+            return None
+        record = json.loads(index.lines[row].as_py())
+        frames = record.get("frame") if isinstance(record, dict) else None
+        frames = [frames] if isinstance(frames, str) else frames
+        if not isinstance(frames, list) or not frames:
+            return None
+        folder = PurePosixPath(str(record.get("dir") or ""))
+        path = (folder / "frame" / f"{record['id']}.{frames[-(-len(frames) // 2) - 1]}").as_posix()
+        return self.bases[-1] + quote(path) if (self.folder / path).is_file() else None
 
 
 def choose(
@@ -37,51 +101,54 @@ def choose(
     agreement: Float64,
     *,
     names: Mapping[str, str],
-    base: str,
-    media: Path,
-    seed: int,
-) -> list[dict[str, Any]]:
-    """Parts (best, worst, random) of groups: a seed, then its first neighbours. agreement: (S,), nan without labels.
-
-    Each clip: id, labels as (name, shared with the seed), audio and frame (URL or None); neighbours also rank and
-    similarity. Random seeds are drawn with `seed`.
-    """
+    links: Links,
+    rng_seed: int,
+) -> list[Part]:
+    """The parts that have any group. agreement: (S,) float64, NaN without labels; names: label id -> name; rng_seed: of
+    the seeds drawn at random."""
+    clips = _Clips(seeds.index, pool.index, neighbours, names, links)
     labelled = np.flatnonzero(~np.isnan(agreement))
     order = labelled[np.argsort(-agreement[labelled], kind="stable")]
-    best = order[:NUM_SEEDS]
-    worst = order[max(NUM_SEEDS, len(order) - NUM_SEEDS) :][::-1]
+    best = order[:SEEDS_PER_PART]
+    worst = order[max(SEEDS_PER_PART, len(order) - SEEDS_PER_PART) :][::-1]
     rest = np.setdiff1d(np.arange(len(agreement)), np.concatenate([best, worst]))
-    drawn = np.random.default_rng(seed).choice(rest, min(NUM_SEEDS, len(rest)), replace=False)
-
-    def clip(index: Index, row: int, of_seed: set[str]) -> dict[str, Any]:
-        audio, frame = _links(index, row, base, media)
-        labels = [(names.get(label, label), label in of_seed) for label in index.labels[row]]
-        return {"id": index.ids[row].as_py(), "labels": labels, "audio": audio, "frame": frame}
-
-    def group(at: int) -> list[dict[str, Any]]:
-        row = int(neighbours.seed_rows[at])
-        of_seed = set(seeds.index.labels[row])
-        found = [clip(seeds.index, row, set())]
-        for rank in range(min(NUM_NEIGHBOURS, neighbours.k)):
-            one = clip(pool.index, int(neighbours.pool_rows[at, rank]), of_seed)
-            found.append(one | {"rank": rank + 1, "similarity": float(neighbours.similarities[at, rank])})
-        return found
-
-    parts = (("Best label agreement", best), ("Worst label agreement", worst), ("Random seeds", np.sort(drawn)))
-    return [{"title": title, "groups": [group(at) for at in some.tolist()]} for title, some in parts if len(some)]
+    drawn = np.random.default_rng(rng_seed).choice(rest, min(SEEDS_PER_PART, len(rest)), replace=False)
+    chosen: Sequence[tuple[str, Int64]] = (
+        ("Best label agreement", best),
+        ("Worst label agreement", worst),
+        ("Random seeds", np.sort(drawn)),
+    )
+    return [Part(title, tuple(clips.group(at) for at in some.tolist())) for title, some in chosen if len(some)]
 
 
-def _links(index: Index, row: int, base: str, media: Path) -> tuple[str | None, str | None]:
-    path = index.paths[row].as_py()
-    plain = index.offsets is None and path.rsplit(".", 1)[-1].lower() in AUDIO_SUFFIXES
-    audio = base + quote(path) if plain else None
-    if index.lines is None:
-        return audio, None
-    record = json.loads(index.lines[row].as_py())
-    frames = record.get("frame") if isinstance(record, dict) else None
-    frames = [frames] if isinstance(frames, str) else frames
-    if not isinstance(frames, list) or not frames:
-        return audio, None
-    folder = PurePosixPath(str(record.get("dir") or ""))
-    frame = (folder / "frame" / f"{record['id']}.{frames[-(-len(frames) // 2) - 1]}").as_posix()
-    return audio, base + quote(frame) if (media / frame).is_file() else None
+@dataclass(frozen=True, slots=True, eq=False)
+class _Clips:
+    seeds: Index
+    pool: Index
+    neighbours: Neighbours
+    names: Mapping[str, str]
+    links: Links
+
+    def group(self, at: int) -> Group:
+        """The seed at this place of the neighbours, and its first neighbours."""
+        row = int(self.neighbours.seed_rows[at])
+        of_seed = set(self.seeds.labels[row])
+        found = []
+        for place in range(min(NEIGHBOURS_PER_SEED, self.neighbours.k)):
+            similarity = float(self.neighbours.similarities[at, place])
+            found.append(
+                self._clip(self.pool, int(self.neighbours.pool_rows[at, place]), of_seed, place + 1, similarity)
+            )
+        return Group(self._clip(self.seeds, row, set()), tuple(found))
+
+    def _clip(
+        self, index: Index, row: int, of_seed: set[str], rank: int | None = None, similarity: float | None = None
+    ) -> Clip:
+        return Clip(
+            id=index.ids[row].as_py(),
+            labels=tuple((self.names.get(label, label), label in of_seed) for label in index.labels[row]),
+            audio=self.links.audio(index, row),
+            frame=self.links.frame(index, row),
+            rank=rank,
+            similarity=similarity,
+        )

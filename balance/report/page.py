@@ -1,7 +1,7 @@
-"""report.html: what a run did, for the eye, as one self-contained file; and one page a sweep.
+"""report.html: what a run did, for the eye, as one self-contained file.
 
-In: the stages' results, measured by `effect`. Out: HTML with inline SVG, no network, the same bytes for the same run
-(links to media, which are absolute or follow `report.media_base`, aside). Light and dark, keyboard and screen reader.
+In: the stages' results, measured by `stats.run_stats`. Out: HTML with inline SVG, no network, the same bytes for the
+same run but for links to media. Light and dark, keyboard and screen reader.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
+from markupsafe import Markup
 
 from balance.curation.curate import Curated
 from balance.curation.removed import Removals, Rule
@@ -22,8 +22,10 @@ from balance.report import figures, html, listening
 from balance.results.summary import Summary
 from balance.runtime import files
 from balance.stats import run_stats
+from balance.stats.run_stats import RunStats, SampleRates
 
 PAIRS_SHOWN = 25
+RATES_DIFFER = 0.1  # share of the clips that would have to change their rate, from which the page warns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +33,7 @@ class About:
     """What the page says of the run beside its results.
 
     dataset: `dataset.name`; media_base: where links to the media point instead of media_root; parents: label id -> ids
-    of its parents in the ontology; seed: of the clips that are drawn for listening.
+    of its parents in the ontology; rng_seed: of the seeds that are drawn for listening.
     """
 
     dataset: str
@@ -39,20 +41,37 @@ class About:
     media_root: Path
     media_base: str | None
     parents: Mapping[str, list[str]]
-    seed: int
+    rng_seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """Clips that one rule took out. value: what the rows' third column is; rows: the first (clip, copy of, value)."""
+
+    title: str
+    value: str
+    count: int
+    rows: tuple[_Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    id: str
+    because_of: str | None
+    value: float | None
 
 
 def write_report(folder: Path, about: About, *, prepared: Prepared, k: int, curated: Curated, summary: Summary) -> Path:
     """`report.html` in the run's folder. summary: the content of summary.json; neighbours at K or more in prepared."""
     path = folder / "report.html"
     with files.atomic_text(path) as file:
-        file.write(render(about, prepared, k, curated, summary))
+        file.write(render(folder, about, prepared, k, curated, summary))
     return path
 
 
-def render(about: About, prepared: Prepared, k: int, curated: Curated, summary: Summary) -> str:
-    """The page's text."""
-    measured = run_stats.measure(
+def render(folder: Path, about: About, prepared: Prepared, k: int, curated: Curated, summary: Summary) -> str:
+    """The page's text; folder: where it will lie."""
+    stats = run_stats.measure(
         splits=prepared.embedded.splits,
         eligible=prepared.eligible,
         neighbours=prepared.neighbours,
@@ -65,13 +84,11 @@ def render(about: About, prepared: Prepared, k: int, curated: Curated, summary: 
         prepared.seeds,
         prepared.pool,
         prepared.neighbours.top(k),
-        measured["agreement_by_seed"],
+        stats.agreement_by_seed,
         names=prepared.embedded.ontology,
-        base=listening.base_url(about.media_base, about.media_root),
-        media=about.media_root,
-        seed=about.seed,
+        links=listening.Links.to(about.media_root, about.media_base, folder),
+        rng_seed=about.rng_seed,
     )
-    by_rank = measured["labels_by_rank"]
     agreement, chance = summary.label_agreement, summary.label_agreement_random
     num_seeds = len(prepared.seeds.embedded)
     return (
@@ -80,32 +97,40 @@ def render(about: About, prepared: Prepared, k: int, curated: Curated, summary: 
         .render(
             dataset=about.dataset,
             s=summary,
-            e=measured,
+            stats=stats,
             num_seeds=num_seeds,
             train_on=_train_on(prepared, k),
-            share_before=measured["hubs"]["chosen"] if len(curated.removals) else None,
+            share_before=stats.hubs.chosen if len(curated.removals) else None,
             times_chance=agreement / chance if agreement is not None and chance else None,
             num_failures=len(prepared.embedded.failures),
             num_listed=sum(len(split.index) for split in prepared.embedded.splits.values()),
-            warnings=_warnings(about, summary, measured, curated),
+            warnings=_warnings(about, summary, stats.rates, curated),
             notes=curated.notes,
-            figures={
-                "saturation": figures.saturation(measured["saturation"], k),
-                "hubs": figures.hubs(measured["hubs"], num_seeds, len(prepared.eligible), k),
-                "similarity": figures.similarity(measured["similarity"]),
-                "agreement": figures.agreement(by_rank) if agreement is not None else "",
-                "lift": figures.lift(by_rank) if agreement is not None else "",
-                "labels": figures.labels(measured["balance"]["rows"]) if measured["balance"]["rows"] else "",
-            },
-            rates=sorted({hz for row in measured["rates"]["table"] for hz in row["rates"]})
-            if measured["rates"]
-            else [],
+            figures=_figures(stats, num_seeds, len(prepared.eligible), k),
             reasons=REASONS,
             rules=_rules(prepared.pool.index, Removals.join(prepared.decontaminated, curated.removals)),
             listening=clips,
-            audible=any(clip["audio"] for part in clips for group in part["groups"] for clip in group),
+            audible=any(
+                clip.audio for part in clips for group in part.groups for clip in (group.seed, *group.neighbours)
+            ),
         )
     )
+
+
+def _figures(stats: RunStats, num_seeds: int, num_eligible: int, k: int) -> dict[str, Markup]:
+    drawn = {
+        "saturation": figures.saturation(stats.saturation, k),
+        "hubs": figures.hubs(stats.hubs, num_seeds, num_eligible, k),
+        "similarity": figures.similarity(stats.similarity),
+        "lift": Markup(),
+    }
+    if (by_rank := stats.labels_by_rank) is not None:
+        drawn["agreement"] = figures.agreement(by_rank)
+        if by_rank.num_judged:
+            drawn["lift"] = figures.lift(by_rank)
+    if stats.balance is not None:
+        drawn["labels"] = figures.labels(stats.balance.rows)
+    return drawn
 
 
 def _train_on(prepared: Prepared, k: int) -> str:
@@ -113,22 +138,21 @@ def _train_on(prepared: Prepared, k: int) -> str:
     return f"src_augmented_k{k}.csv" if has_lines else f"ids_k{k}.csv"
 
 
-def _warnings(about: About, summary: Summary, measured: dict[str, Any], curated: Curated) -> list[str]:
+def _warnings(about: About, summary: Summary, rates: SampleRates | None, curated: Curated) -> list[str]:
     found = list(curated.warnings)
     if about.is_demo:
         found.append(f"{NOTICE[0].upper()}{NOTICE[1:]}.")
     if summary.nearly_all:
         found.append("The neighbours are nearly the whole pool: a smaller K selects more.")
-    rates = measured["rates"]
-    if rates and rates["differ"] > run_stats.RATES_DIFFER:
+    if rates is not None and rates.differ > RATES_DIFFER:
         found.append(
-            f"Seeds and pool differ in sample rates ({rates['differ']:.0%} of the clips would have to change theirs): "
+            f"Seeds and pool differ in sample rates ({rates.differ:.0%} of the clips would have to change theirs): "
             "neighbours may follow the rate instead of the sound."
         )
     return found
 
 
-def _rules(pool: Index, removals: Removals) -> list[dict[str, Any]]:
+def _rules(pool: Index, removals: Removals) -> list[_Rule]:
     rules = []
     for rule in Rule:
         at = pa.compute.indices_nonzero(pa.compute.equal(removals.rule, rule.name))
@@ -137,12 +161,5 @@ def _rules(pool: Index, removals: Removals) -> list[dict[str, Any]]:
             rows = removals.rows[first.to_numpy()]
             columns = (pool.ids.take(pa.array(rows)), removals.because_of.take(first), removals.value.take(first))
             shown = zip(*(column.to_pylist() for column in columns), strict=True)
-            rules.append(
-                {
-                    "title": rule.title,
-                    "value": rule.value_name,
-                    "count": len(at),
-                    "rows": [{"id": a, "because_of": b, "value": c} for a, b, c in shown],
-                }
-            )
+            rules.append(_Rule(rule.title, rule.value_name, len(at), tuple(_Row(*row) for row in shown)))
     return rules

@@ -1,12 +1,16 @@
-"""One page and one table for a sweep, over the runs that are complete."""
+"""One page and one table for a sweep, over the runs that are complete: those whose `summary.json` is there."""
 
 from __future__ import annotations
 
 import csv
 import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
-from markupsafe import Markup
+import numpy as np
 
 from balance.report import figures, html
 from balance.runtime import files
@@ -26,25 +30,42 @@ SWEEP_COLUMNS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class SweepRow:
+    """A run of a sweep. run: its folder below the sweep's; link: to its page, None where it has none; figures:
+    SWEEP_COLUMNS of its summary."""
+
+    run: str
+    link: str | None
+    figures: Mapping[str, float | None]
+
+    @property
+    def k(self) -> int:
+        return int(self.figures["k"] or 0)
+
+
 def write_sweep(root: Path) -> list[Path]:
-    """`sweep.csv` and `report.html` at a sweep's root, over the runs that are complete; nothing while there is none."""
-    rows = []
-    for path in sorted(root.glob("**/summary.json")):
-        summary = json.loads(path.read_text("utf-8"))
-        run = path.parent.relative_to(root).as_posix()
-        link = f"{run}/report.html" if (path.parent / "report.html").exists() else None
-        rows.append({"run": run, "page": link, **{name: summary[name] for name in SWEEP_COLUMNS}})
+    """`sweep.csv` and `report.html` at a sweep's root; nothing while there is no complete run."""
+    rows = sorted((_row(root, path) for path in root.glob("**/summary.json")), key=lambda row: (row.k, row.run))
     if not rows:
         return []
-    rows.sort(key=lambda row: (row["k"], row["run"]))
     table, page = root / "sweep.csv", root / "report.html"
     with files.atomic_text(table) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("run", *SWEEP_COLUMNS))
-        writer.writerows([row["run"], *("" if row[c] is None else row[c] for c in SWEEP_COLUMNS)] for row in rows)
-    with files.atomic_text(page) as file:
-        figure = Markup(figures.sweep(rows))
-        file.write(
-            html.environment().get_template("sweep.html").render(rows=rows, columns=SWEEP_COLUMNS, figure=figure)
+        writer.writerows(
+            [row.run, *("" if (x := row.figures[c]) is None else x for c in SWEEP_COLUMNS)] for row in rows
         )
+    columns = {name: np.array([row.figures[name] for row in rows], dtype=np.float64) for name in SWEEP_COLUMNS}
+    template = html.environment().get_template("sweep.html")
+    with files.atomic_text(page) as file:
+        file.write(template.render(rows=rows, columns=SWEEP_COLUMNS, figure=figures.sweep(columns)))
     return [table, page]
+
+
+def _row(root: Path, path: Path) -> SweepRow:
+    summary = json.loads(path.read_text("utf-8"))
+    run = path.parent.relative_to(root).as_posix()
+    # `./` and quotes: a folder may be called `javascript:…`, and a link must stay a link to a folder
+    link = f"./{quote(os.fsencode(run))}/report.html" if (path.parent / "report.html").exists() else None
+    return SweepRow(run, link, {name: summary[name] for name in SWEEP_COLUMNS})

@@ -24,8 +24,8 @@ from balance.stats.labels import (
     label_entropy,
     label_recall,
     label_recall_random,
-    uniform_share,
 )
+from balance.stats.union import uniform_share
 
 NEARLY_ALL = 0.9  # share of the eligible pool from which K hardly selects
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from balance.records import Failure, Float32, Index, Int64, Neighbours
 from balance.runtime import files
-from balance.stats.labels import Union
+from balance.stats.union import Union
 
 _SEEDS_A_BLOCK = 1024
 _COLUMNS = ("id", "source", "num_seeds", "best_seed_id", "best_rank", "best_similarity", "labels", "audio")

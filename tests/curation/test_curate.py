@@ -16,7 +16,7 @@ from balance.errors import UserError
 from balance.records import Facts, Index, Labels, Neighbours, Split
 from balance.results import curation_files
 from balance.search.top_k import ArrayVectors
-from balance.stats.labels import union_of
+from balance.stats.union import union_of
 
 NAMES = [f"/m/{i:02d}" for i in range(8)]
 

@@ -1,8 +1,12 @@
 """The page: its numbers against loops, the same bytes twice, and how it behaves in a real browser."""
 
 import csv
+import html
 import json
 import math
+import re
+import urllib.parse
+import xml.etree.ElementTree
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +21,13 @@ from balance.curation.removed import Removals, Rule
 from balance.data.ontology import read_parents
 from balance.prepared import Embedded, Prepared
 from balance.records import Facts, Failure, Index, Labels, Neighbours, Split
-from balance.report import listening
+from balance.report import figures, listening
 from balance.report.page import About, render, write_report
 from balance.report.sweep import write_sweep
 from balance.results.summary import summarise
 from balance.search.top_k import ArrayVectors
 from balance.stats import run_stats
+from balance.stats.run_stats import LabelCounts
 from tests import browser
 
 NAMES = [f"/m/{i:02d}" for i in range(30)]
@@ -117,7 +122,7 @@ def about(root, media_base=None):
         media_root=root,
         media_base=media_base,
         parents=read_parents(root / "ontology.json"),
-        seed=1213,
+        rng_seed=1213,
     )
 
 
@@ -147,13 +152,39 @@ def test_text_is_escaped_and_pairs_are_there(page):
 def test_media_links(run, root, page):
     prepared, _, _ = run
     text = page.read_text()
-    assert text.count('<audio controls preload="none" src="file:///') == text.count("<audio")
+    assert text.count('<source src="file:///') == text.count("<audio") > 0
     assert "p0.3_1.jpg" in text
-    elsewhere = listening.base_url("https://example.org/a b/", prepared.seeds.index.file)
-    assert elsewhere == "https://example.org/a b/"
-    moved = render(about(root, "https://example.org/media"), prepared, K, run[1], run[2])
+    moved = render(page.parent, about(root, "https://example.org/media"), prepared, K, run[1], run[2])
     assert 'src="https://example.org/media/d/aclip/' in moved
     assert 'src="file:' not in moved
+
+
+def test_links_to_media_near_the_page_are_relative_first_and_lead_there(tmp_path):
+    media = tmp_path / "data: a#b?%41"
+    page = tmp_path / "outputs" / "runs" / "day" / "time"
+    (media / "d").mkdir(parents=True)
+    page.mkdir(parents=True)
+    (media / "d" / "x y#.wav").write_bytes(b"RIFF")
+    index = Index(file="x", ids=pa.array(["x"]), paths=pa.array(["d/x y#.wav"]), labels=Labels.of([()]))
+    relative, absolute = listening.Links.to(media, None, page).audio(index, 0)
+    assert relative.startswith("./")
+    base = page.as_uri() + "/report.html"
+    for link in (relative, absolute):
+        parts = urllib.parse.urlsplit(urllib.parse.urljoin(base, link))
+        assert Path(urllib.parse.unquote(parts.path)).read_bytes() == b"RIFF"
+        assert parts.scheme == "file"
+    assert len(listening.Links.to(media, None, page / "1" / "2").audio(index, 0)) == 1, "far away: absolute only"
+    assert listening.Links.to(media, "https://example.org/a b/", page).audio(index, 0) == (
+        "https://example.org/a b/d/x%20y%23.wav",
+    )
+
+
+def test_names_are_drawn_as_they_are_and_nothing_of_theirs_is_markup():
+    names = ["$$", "$x^2$ and $", "</text><script>alert(1)</script>", "a\nb\tc", "鳥の声", "x" * 90]
+    drawn = figures.labels([LabelCounts(id=name, name=name, before=1, after=2, pool=3) for name in names])
+    inside = xml.etree.ElementTree.fromstring(f'<x xmlns:xlink="http://www.w3.org/1999/xlink">{drawn}</x>')
+    texts = [element.text.strip() for element in inside.iter() if element.text]
+    assert {"$$", "$x^2$ and $", "</text><script>alert(1)</script>", "a b c", "鳥の声", "x" * 33 + "…"} <= set(texts)
 
 
 def test_ancestors_against_loops():
@@ -202,29 +233,27 @@ def test_measurements_against_loops(run):
             with_it = [s for s in range(40) if name in mine[s]]
             share = np.mean([name in x for x in theirs])
             lifts.append(np.mean([name in theirs[rows[s][r]] for s in with_it]) / share)
-        assert found["labels_by_rank"]["raw"][r] == pytest.approx(np.mean(raw))
-        assert found["labels_by_rank"]["ancestors"][r] == pytest.approx(np.mean(full))
-        assert found["labels_by_rank"]["lift"][r] == pytest.approx(np.mean(lifts))
+        assert found.labels_by_rank.raw.by_rank[r] == pytest.approx(np.mean(raw))
+        assert found.labels_by_rank.ancestors.by_rank[r] == pytest.approx(np.mean(full))
+        assert found.labels_by_rank.lift[r] == pytest.approx(np.mean(lifts))
     times = Counter(x for row in rows for x in row)
-    assert found["hubs"]["top"][0]["times"] == max(times.values())
+    assert found.hubs.top[0].times == max(times.values())
     every = np.array([times[i] for i in range(300)])
-    assert found["hubs"]["skewness"] == pytest.approx(((every - every.mean()) ** 3).mean() / every.std() ** 3)
-    assert found["hubs"]["never"] == int((every == 0).sum())
-    assert dict(zip(found["hubs"]["times"].tolist(), found["hubs"]["clips"].tolist(), strict=True)) == Counter(
-        times.values()
-    )
+    assert found.hubs.skewness == pytest.approx(((every - every.mean()) ** 3).mean() / every.std() ** 3)
+    assert found.hubs.never == int((every == 0).sum())
+    assert dict(zip(found.hubs.times.tolist(), found.hubs.clips.tolist(), strict=True)) == Counter(times.values())
     rate_a, rate_b = seeds.facts.sample_rate, pool.facts.sample_rate
     same = np.mean([rate_a[s] == rate_b[x] for s in range(40) for x in rows[s]])
-    assert found["rates"]["same"] == pytest.approx(same)
-    assert found["rates"]["chance"] == pytest.approx(np.mean(rate_a[:, None] == rate_b[None]))
+    assert found.rates.same == pytest.approx(same)
+    assert found.rates.chance == pytest.approx(np.mean(rate_a[:, None] == rate_b[None]))
     union = {x for row in prepared.neighbours.pool_rows.tolist() for x in row}
-    assert found["saturation"]["union"][-1] == len(union)
+    assert found.saturation.union[-1] == len(union)
     after = Counter(x for s in mine for x in s)
     after.update(x for row in curated.union.pool_rows.tolist() for x in theirs[row])
-    table = {row["id"]: (row["before"], row["after"]) for row in found["balance"]["rows"]}
+    table = {row.id: (row.before, row.after) for row in found.balance.rows}
     assert table == {n: (sum(n in s for s in mine), after[n]) for n in table}
     shares = np.array(list(after.values())) / sum(after.values())
-    assert found["balance"]["effective"][1] == pytest.approx(math.exp(-(shares * np.log(shares)).sum()))
+    assert found.balance.effective[1] == pytest.approx(math.exp(-(shares * np.log(shares)).sum()))
 
 
 def test_gini_against_all_pairs():
@@ -248,20 +277,19 @@ def test_listening_takes_the_best_and_the_worst(run):
         prepared.neighbours.top(K),
         np.array(measured),
         names={},
-        base="file:///",
-        media=Path("/nowhere"),
-        seed=1,
+        links=listening.Links.to(Path("/nowhere"), None, Path("/elsewhere")),
+        rng_seed=1,
     )
     ids = prepared.seeds.index.ids.to_pylist()
-    by_part = {part["title"]: [measured[ids.index(group[0]["id"])] for group in part["groups"]] for part in parts}
+    by_part = {part.title: [measured[ids.index(group.seed.id)] for group in part.groups] for part in parts}
     known = sorted(x for x in measured if not math.isnan(x))
     assert by_part["Best label agreement"] == known[::-1][:4]
     assert by_part["Worst label agreement"] == known[:4]
-    seen = [group[0]["id"] for part in parts for group in part["groups"]]
+    seen = [group.seed.id for part in parts for group in part.groups]
     assert len(seen) == len(set(seen)) == 12
-    first = parts[0]["groups"][0]
-    assert [x["rank"] for x in first[1:]] == [1, 2, 3, 4, 5]
-    assert all(not clip["frame"] for clip in first)  # no such files there
+    first = parts[0].groups[0]
+    assert [clip.rank for clip in first.neighbours] == [1, 2, 3, 4, 5]
+    assert not any(clip.frame for clip in (first.seed, *first.neighbours))  # no such files there
 
 
 def test_a_run_without_labels_or_media(run, root):
@@ -285,8 +313,8 @@ def test_a_run_without_labels_or_media(run, root):
         neighbours=prepared.neighbours.top(1),
     )
     summary = summarise(nothing, 1, curated)
-    text = render(about(root), nothing, 1, curated, summary)
-    assert "No seed has labels." in text
+    text = render(Path("/run"), about(root), nothing, 1, curated, summary)
+    assert "abel" not in re.sub(r"<style>.*?</style>|aria-label", "", text, flags=re.S).replace("no labels", "")
     assert "given without media" in text
 
 
@@ -307,6 +335,22 @@ def test_sweep(run, page, tmp_path):
     write_sweep(tmp_path)
     assert written[1].read_bytes() == first
     assert write_sweep(page.parent) == []
+
+
+def test_a_run_folder_of_any_name_is_linked_as_a_folder(run, page, tmp_path):
+    _, _, summary = run
+    names = ["javascript:alert(1)", "a b#c?d%41", "x=1,dataset.root='\"><script>"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary.as_json()))
+        (tmp_path / name / "report.html").write_bytes(page.read_bytes())
+    _, sweep = write_sweep(tmp_path)
+    text = sweep.read_text()
+    assert "<script" not in text
+    links = [html.unescape(link) for link in re.findall(r'<a href="([^"]*)"', text)]
+    to = [urllib.parse.urlsplit(urllib.parse.urljoin(sweep.as_uri(), link)) for link in links]
+    assert {Path(urllib.parse.unquote(x.path)) for x in to} == {tmp_path / name / "report.html" for name in names}
+    assert all(x.scheme == "file" and not x.query and not x.fragment for x in to)
 
 
 @pytest.fixture(scope="module")

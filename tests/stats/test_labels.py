@@ -28,7 +28,7 @@ def case(request):
 
 
 def test_agreement_and_recall_against_loops(case, monkeypatch):
-    monkeypatch.setattr(evidence, "PAIRS_A_CHUNK", 29)  # several chunks
+    monkeypatch.setattr(evidence, "PAIRS_PER_CHUNK", 29)  # several chunks
     seeds, pool, a, b, neighbours = case
     agreement, recall = [], []
     for i, s in enumerate(neighbours.seed_rows):
@@ -43,7 +43,7 @@ def test_agreement_and_recall_against_loops(case, monkeypatch):
 
 
 def test_hits_by_rank_against_loops(case, monkeypatch):
-    monkeypatch.setattr(evidence, "PAIRS_A_CHUNK", 29)
+    monkeypatch.setattr(evidence, "PAIRS_PER_CHUNK", 29)
     seeds, pool, a, b, neighbours = case
     expected = np.zeros((7, len(a.names)), dtype=int)
     for i, s in enumerate(neighbours.seed_rows):
@@ -93,30 +93,3 @@ def test_entropy():
     assert evidence.label_entropy(Labels.of([("a", "b"), ("b",), ("b",)]), 4) == pytest.approx(
         -(0.25 * math.log(0.25) + 0.75 * math.log(0.75)) / math.log(4)
     )
-
-
-def test_union_against_loops(case):
-    *_, neighbours = case
-    best: dict[int, list] = {}
-    for i in range(25):
-        for r in range(7):
-            key = (-float(neighbours.similarities[i, r]), r + 1, i)
-            best.setdefault(int(neighbours.pool_rows[i, r]), []).append(key)
-    union = evidence.union_of(neighbours)
-    assert union.pool_rows.tolist() == sorted(best)
-    assert union.num_seeds.tolist() == [len(best[r]) for r in sorted(best)]
-    picked = zip((-union.best_similarity).tolist(), union.best_rank.tolist(), union.best_seed.tolist(), strict=True)
-    assert list(picked) == [min(best[r]) for r in sorted(best)]
-
-
-def test_union_sizes_are_those_of_the_slices(case):
-    *_, neighbours = case
-    sizes = evidence.union_sizes(neighbours)
-    assert sizes.tolist() == [len(evidence.union_of(neighbours.top(k))) for k in range(1, 8)]
-
-
-def test_uniform_share_against_all_draws():
-    draws = list(itertools.product(itertools.combinations(range(4), 2), repeat=3))
-    expected = np.mean([len({x for d in draw for x in d}) / 4 for draw in draws])
-    assert evidence.uniform_share(3, 4, 2) == pytest.approx(expected)
-    assert evidence.uniform_share(3, 0, 2) is None
