@@ -16,7 +16,7 @@ import re
 import shutil
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from balance import config_errors, help
@@ -151,16 +151,15 @@ def as_omegaconf(values: dict[str, Any]) -> DictConfig:
     return OmegaConf.create(values)
 
 
-def settings_from(config: DictConfig) -> Any:
+def settings_from(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, str]) -> Any:
     """The command's settings object of a composed configuration; UserError says what is wrong with a value.
 
-    `dataset=demo` keeps of `dataset.*` and `encoder.checkpoint` only what was typed on the command line: paths that
-    `conf/local/default.yaml` sets for a real data set do not reach the demo.
+    overrides: as typed; choices: the option of each configuration group. `dataset=demo` keeps of `dataset.*` and
+    `encoder.checkpoint` only what was typed: paths that `conf/local/default.yaml` sets for a real data set do not reach
+    the demo.
     """
-    composed = HydraConfig.get()
-    overrides: Any = OmegaConf.to_container(composed.overrides.task, resolve=False)
     typed = {override.lstrip("+").split("=", 1)[0] for override in overrides}
-    demo_data, demo_encoder = (composed.runtime.choices.get(group) == "demo" for group in ("dataset", "encoder"))
+    demo_data, demo_encoder = (choices.get(group) == "demo" for group in ("dataset", "encoder"))
     if demo_encoder and not demo_data:
         raise UserError(
             "encoder=demo has random weights and belongs to dataset=demo only; "
@@ -245,7 +244,7 @@ def run_command(name: str, job: Callable[[Any, Job], None]) -> None:
             try:
                 if composed.job.chdir:
                     raise UserError("hydra.job.chdir=true would change what relative paths mean: leave it out")
-                job(_settings(name, config), Job(Path(composed.runtime.output_dir), _sweep_root(composed)))
+                job(_settings(name, config, composed), Job(Path(composed.runtime.output_dir), _sweep_root(composed)))
             except UserError:
                 _remove_empty_run(composed)
                 raise
@@ -269,11 +268,27 @@ def link_latest(where: Job) -> None:
         temporary.replace(link)
 
 
-def _settings(name: str, config: DictConfig) -> Any:
+def _settings(name: str, config: DictConfig, composed: Any) -> Any:
+    """composed: the configuration of Hydra itself."""
+    overrides: Any = OmegaConf.to_container(composed.overrides.task, resolve=False)
     try:
-        return settings_from(config)
+        return settings_from(config, overrides, composed.runtime.choices)
     except config_errors.ERRORS as error:
-        raise UserError(config_errors.words(error, sys.argv[1:], _names(name))) from error
+        raise UserError(config_errors.words(error, overrides, _names(name))) from error
+
+
+def compose(name: str, overrides: Sequence[str]) -> tuple[Any, Job]:
+    """What a command typed with these overrides would get: its settings, and where its files go. UserError."""
+    register()
+    try:
+        with hydra.initialize_config_dir(config_dir=str(CONF), job_name=name, version_base="1.3"):
+            config = hydra.compose(config_name=name, overrides=list(overrides), return_hydra_config=True)
+            composed, folder = config.hydra, Path(config.hydra.run.dir)
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(config_errors.words(error, overrides, _names(name))) from error
+    with open_dict(config):
+        del config["hydra"]
+    return _settings(name, config, composed), Job(folder, None)
 
 
 def _names(command: str) -> list[str]:

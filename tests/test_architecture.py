@@ -16,7 +16,7 @@ MODULES = sorted(
 )
 # A module may import from its own line and from those below it.
 LEVELS = (
-    ("run", "index", "why", "verify", "compare", "probe"),
+    ("api", "run", "index", "why", "verify", "compare", "probe"),
     ("pipeline",),
     ("results", "report"),
     ("prepared",),
@@ -31,7 +31,7 @@ LEVELS = (
 LEVEL = {name: -number for number, names in enumerate(LEVELS) for name in names}
 # A package's keys are light: `balance/config.py` composes them before anything heavy is imported.
 KEYS = {module for module in MODULES if module.endswith(".config")} | {"encoders.precision"}
-COMMANDS = {*LEVELS[0][:-1], "probe.__main__"}
+COMMANDS = {*LEVELS[0][1:-1], "probe.__main__"}
 # What a decoder process imports must start in a fifth of a second.
 LIGHT = {"audio.decode", "audio.decoder_process", "data.media"}
 HEAVY = {"torch", "hydra", "faiss", "matplotlib", "pandas", "pyarrow", "scipy", "ray", "transformers"}
@@ -125,7 +125,8 @@ def test_a_decoder_process_imports_no_torch() -> None:
 
 
 def test_the_configuration_is_light() -> None:
-    """So `--help` answers at once."""
+    """So `--help` answers at once, and `import balance` costs nothing."""
+    assert not loaded_by("import balance") & {*HEAVY, "numpy"}
     assert not loaded_by("import balance.config, balance.run") & ({*HEAVY, "numpy"} - {"hydra"})
 
 

@@ -21,9 +21,9 @@ from balance.errors import UserError
 
 @dataclass(frozen=True)
 class Run:
-    """folder: of the run; manifest: the content of manifest.json."""
+    """path: its folder; manifest: the content of manifest.json."""
 
-    folder: Path
+    path: Path
     manifest: dict[str, Any]
 
     @staticmethod
@@ -42,10 +42,16 @@ class Run:
 
     def file(self, name: str) -> Path:
         """A file of the run; UserError if it is gone."""
-        path = self.folder / name
+        path = self.path / name
         if not path.is_file():
-            raise UserError(f"{self.folder} lacks {name}: it is no complete run any more; run the job again")
+            raise UserError(f"{self.path} lacks {name}: it is no complete run any more; run the job again")
         return path
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The content of summary.json."""
+        summary: dict[str, Any] = json.loads(self.file("summary.json").read_text("utf-8"))
+        return summary
 
     @cached_property
     def augmented(self) -> Any:

@@ -33,7 +33,7 @@ def verify(folder: str) -> list[str]:
     wrong = [
         name
         for name, sha256 in sorted(run.manifest["outputs"].items())
-        if not (run.folder / name).is_file() or files.sha256_file(run.folder / name) != sha256
+        if not (run.path / name).is_file() or files.sha256_file(run.path / name) != sha256
     ]
     if wrong:
         raise UserError(
