@@ -27,8 +27,8 @@ from balance.curation import curate, decontaminate
 from balance.curation.acoustic import AcousticCopies
 from balance.curation.config import AugmentConfig, Copies, Leaks
 from balance.curation.removed import Removals
-from balance.data import formats, precomputed, splits
-from balance.data.config import Format
+from balance.data import clip_ids, formats, precomputed, splits
+from balance.data.config import Format, Ids
 from balance.data.ontology import ontology_file, read_ontology, read_parents
 from balance.data.vipant_index import NoSuchIndex
 from balance.demo.checkpoint import ensure_demo
@@ -93,7 +93,7 @@ def prepare(settings: Settings, kept: Kept) -> Prepared:
         kept.put(settings, embedded)
         times_s = {**embedded.times_s, "load_s": time.monotonic() - started}
     else:
-        _check(settings, {name: split.index for name, split in embedded.splits.items()})
+        _check(settings, {name: split.index for name, split in embedded.splits.items()}, embedded.ids_as)
         times_s = {"load_s": time.monotonic() - started}
     for split in ("seeds", "pool"):
         if not len(embedded.splits[split].embedded):
@@ -101,7 +101,7 @@ def prepare(settings: Settings, kept: Kept) -> Prepared:
 
     started = time.monotonic()
     acoustic = _acoustic_copies(settings, embedded)
-    out = decontaminate.decontaminate(settings.augment.leaks, embedded.pool, embedded.eval, acoustic)
+    out = decontaminate.decontaminate(settings.augment.leaks, embedded.pool, embedded.eval, embedded.ids_as, acoustic)
     eligible_positions = _eligible_positions(settings.k, embedded, out)
     eligible = embedded.pool.embedded[eligible_positions]
     neighbours = _search(settings, embedded, eligible_positions)
@@ -122,8 +122,8 @@ def _embed(settings: Settings) -> Embedded:
     return _embed_media(settings, device)
 
 
-def _check(settings: Settings, indexes: dict[str, Index]) -> None:
-    preflight.check_indexes(settings.k, settings.augment.budget, indexes)
+def _check(settings: Settings, indexes: dict[str, Index], ids_as: Ids) -> None:
+    preflight.check_indexes(settings.k, settings.augment.budget, indexes, ids_as)
 
 
 def _embed_media(settings: Settings, device: torch.device) -> Embedded:
@@ -135,7 +135,8 @@ def _embed_media(settings: Settings, device: torch.device) -> Embedded:
         )
 
     indexes = splits.read_splits(dataset, read)
-    _check(settings, indexes)
+    ids_as = clip_ids.reading(settings.dataset.ids, indexes)
+    _check(settings, indexes, ids_as)
     names, ontology = read_ontology(dataset.ontology, settings.root)
     checkpoint = read_checkpoint(preflight.checkpoint_path(settings.encoder))
     done = embed_media(
@@ -153,6 +154,7 @@ def _embed_media(settings: Settings, device: torch.device) -> Embedded:
     return Embedded(
         splits=done.splits,
         failures=done.failures,
+        ids_as=ids_as,
         ontology=names,
         fingerprint=done.fingerprint,
         identity=done.identity,
@@ -186,7 +188,8 @@ def _own_vectors(settings: Settings, device: torch.device) -> Embedded:
     indexes = {
         name: split.index if isinstance(split, precomputed.PrecomputedSplit) else split for name, split in found.items()
     }
-    _check(settings, indexes)
+    ids_as = clip_ids.reading(settings.dataset.ids, indexes)
+    _check(settings, indexes, ids_as)
     precomputed.refuse_other_dims(**given)
     names, ontology = read_ontology(settings.dataset.ontology, root)
     shas = {f"{name}.vectors": split.sha256 for name, split in given.items()}
@@ -201,6 +204,7 @@ def _own_vectors(settings: Settings, device: torch.device) -> Embedded:
     return Embedded(
         splits=with_vectors,
         failures=(),
+        ids_as=ids_as,
         ontology=names,
         fingerprint=fingerprint[:16],
         identity="",

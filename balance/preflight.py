@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from balance.data.clip_ids import refuse_seeds_in_eval
+from balance.data.config import Ids
 from balance.encoders.config import EncoderConfig
 from balance.errors import UserError
 from balance.records import Index
@@ -24,8 +25,11 @@ def check_root(root: Path) -> None:
         raise UserError(f"dataset.root={root}: there is no such folder; type the folder with the index files")
 
 
-def check_indexes(k: int, budget: int | None, indexes: Mapping[str, Index]) -> None:
-    """UserError: audio keys that differ, k beyond the pool, a budget below the seeds, seeds in eval."""
+def check_indexes(k: int, budget: int | None, indexes: Mapping[str, Index], ids_as: Ids) -> None:
+    """UserError: audio keys that differ, k beyond the pool, a budget below the seeds, seeds in eval.
+
+    ids_as: how ids are compared (`clip_ids.reading`).
+    """
     seeds, pool = indexes["seeds"], indexes["pool"]
     for split, index in indexes.items():
         log.info("%s: %s clips in %s", split, f"{len(index):,}", index.file)
@@ -41,7 +45,7 @@ def check_indexes(k: int, budget: int | None, indexes: Mapping[str, Index]) -> N
             f"{len(seeds)} on"
         )
     if "eval" in indexes:
-        refuse_seeds_in_eval(seeds.ids, indexes["eval"].ids)
+        refuse_seeds_in_eval(seeds.ids, indexes["eval"].ids, ids_as)
 
 
 def check_k(k: int, num_pool: int, which: str) -> None:

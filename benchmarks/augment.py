@@ -25,6 +25,7 @@ from balance.curation import curate
 from balance.curation.config import AugmentConfig, Balance, Copies
 from balance.curation.removed import Removals
 from balance.data import vipant_index
+from balance.data.config import Ids
 from balance.prepared import Embedded, Prepared
 from balance.records import Facts, Index, Labels, Neighbours, Split
 from balance.report.page import About, write_report
@@ -95,6 +96,7 @@ def one_size(num_seeds: int, num_pool: int, k: int, per_label: int) -> dict[str,
                 splits={"seeds": seeds, "pool": pool},
                 failures=(),
                 ontology={},
+                ids_as=Ids.whole,
                 fingerprint="none",
                 identity="",
                 device="cpu",

@@ -14,16 +14,17 @@ import pyarrow.compute as pc
 from balance.curation.config import Leaks
 from balance.curation.dedup import FindCopies, need_sound, sound_codes
 from balance.curation.removed import Removals, Rule
-from balance.data.clip_ids import youtube_ids
+from balance.data.clip_ids import comparable
+from balance.data.config import Ids
 from balance.errors import UserError
 from balance.records import Int64, Split
 
 
-def decontaminate(level: Leaks, pool: Split, eval: Split | None, acoustic: FindCopies | None) -> Removals:
+def decontaminate(level: Leaks, pool: Split, eval: Split | None, ids_as: Ids, acoustic: FindCopies | None) -> Removals:
     """The pool clips that are evaluation clips, by id, by equal samples, by sound.
 
-    level: `augment.leaks`; acoustic: needed for its highest. Raises UserError where there are no evaluation clips to
-    compare with, or no sound.
+    level: `augment.leaks`; ids_as: how ids are compared; acoustic: needed for the highest level. Raises UserError
+    where there are no evaluation clips to compare with, or no sound.
     """
     if eval is None:
         if level is not Leaks.id:
@@ -32,7 +33,7 @@ def decontaminate(level: Leaks, pool: Split, eval: Split | None, acoustic: FindC
                 "name it, or type augment.leaks=id"
             )
         return Removals.none()
-    by_id = _by_id(pool, eval)
+    by_id = _by_id(pool, eval, ids_as)
     if level is Leaks.id:
         return by_id
     need_sound(pool, eval, f"augment.leaks={level.value}", "augment.leaks=id")
@@ -44,8 +45,8 @@ def decontaminate(level: Leaks, pool: Split, eval: Split | None, acoustic: FindC
     return Removals.join(by_id, exact, _by_sound(pool, eval, np.setdiff1d(left, exact.rows), acoustic))
 
 
-def _by_id(pool: Split, eval: Split) -> Removals:
-    found = pc.index_in(youtube_ids(pool.index.ids), value_set=youtube_ids(eval.index.ids))
+def _by_id(pool: Split, eval: Split, ids_as: Ids) -> Removals:
+    found = pc.index_in(comparable(pool.index.ids, ids_as), value_set=comparable(eval.index.ids, ids_as))
     at = np.flatnonzero(np.asarray(found.is_valid()))
     return Removals.of(at, Rule.leak_id, eval.index.ids.take(found.take(pa.array(at))))
 

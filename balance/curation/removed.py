@@ -26,7 +26,7 @@ class Rule(enum.Enum):
     title: over the page's table; value_name: what `Removals.value` is; sentence: what `why` says after the clip's id.
     """
 
-    leak_id = ("Evaluation clips, by id", "value", "is the evaluation clip {because_of} (same YouTube id)")
+    leak_id = ("Evaluation clips, by id", "value", "is the evaluation clip {because_of} (by id)")
     leak_exact = (
         "Evaluation clips, equal samples",
         "correlation",

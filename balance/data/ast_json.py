@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from balance.data.clip_ids import refuse_duplicates
+from balance.data.clip_ids import check_ids, id_of_name, refuse_duplicates
+from balance.data.containers import outside
+from balance.data.media import relative_path
 from balance.data.vipant_index import label_sums
 from balance.errors import UserError
 from balance.records import Float64, Index, Labels
@@ -59,7 +61,6 @@ def read_ast_json(path: Path, *, media: Path, label_map: Path) -> Index:
     if not isinstance(entries, list) or not entries:
         raise UserError(f'{path}: must be {{"data": [{{"wav": …, "labels": …}}, …]}} with at least one clip')
     ids, paths, labels, originals = [], [], [], []
-    prefix = os.path.abspath(media) + os.sep
     for number, entry in enumerate(entries):
         where = f"{path} data[{number}]"
         if not isinstance(entry, dict) or not isinstance(entry.get("wav"), str) or not entry["wav"]:
@@ -70,20 +71,18 @@ def read_ast_json(path: Path, *, media: Path, label_map: Path) -> Index:
             originals.append(json.dumps(entry, ensure_ascii=False).encode())
         except UnicodeEncodeError:
             raise UserError(f"{where}: half of a surrogate pair (\\ud800 and the like): not text") from None
-        wav = os.path.normpath(entry["wav"])
-        if os.path.isabs(wav):
-            if not wav.startswith(prefix):
-                folder = os.path.dirname(wav)
-                raise UserError(f"{where}: {wav} is not under dataset.media={media}; say dataset.media={folder}")
-            wav = wav[len(prefix) :]
+        wav = relative_path(entry["wav"], media)
+        if wav is None:
+            raise UserError(f"{where}: {outside(media, os.path.join(media, entry['wav']))}")
         names = [name for name in entry.get("labels", "").split(",") if name]
         if not known.issuperset(names):
             unknown = next(name for name in names if name not in known)
             raise UserError(f"{where}: label {unknown!r} is not in {label_map.name}")
-        ids.append((os.path.splitext(os.path.basename(wav))[0]).removesuffix(".p0"))
+        ids.append(id_of_name(os.path.splitext(os.path.basename(wav))[0]))
         paths.append(wav)
         labels.append(names)
     all_ids = pa.array(ids, type=pa.string())
+    check_ids(all_ids, lambda row: f"{path} data[{row}]")
     refuse_duplicates(str(path), all_ids)
     return Index(
         str(path),

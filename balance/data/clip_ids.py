@@ -1,39 +1,83 @@
-"""Ids of clips: files of ids, ids that occur twice, and which YouTube video an id names.
+"""Ids of clips: what may be one, files of them, and when two ids mean the same clip.
 
-Two lists may write one video differently (`Ysn1zcw0bbZU_30.000`, `sn1zcw0bbZU`); the decontamination and the probe's
-groups compare the YouTube ids.
+Every reader of an index checks its ids here. They are kept as they are: an id with a blank at its end or in another
+Unicode form looks equal to the eye and is not, so it is refused and never mended, for the index's own lines hold it
+too. Lists may write one video differently (`Ysn1zcw0bbZU_30.000`, `unbal/sn1zcw0bbZU.wav`): the decontamination and
+the probe's groups compare what `comparable` gives, and `reading` decides once per run whether ids are YouTube ids.
 """
 
 from __future__ import annotations
 
-import re
+import logging
+import unicodedata
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from balance.data.config import Ids
+from balance.data.media import AUDIO_SUFFIXES, OTHER_AUDIO_SUFFIXES
 from balance.errors import UserError
-from balance.records import duplicate_ids
+from balance.records import Index, duplicate_ids
 from balance.runtime.wording import listed
 
-_YOUTUBE_ID = r"^Y?(?P<id>[A-Za-z0-9_-]{11})(?:$|_)"
+log = logging.getLogger(__name__)
+
+NEARLY_ALL = 0.95  # of the ids must have the shape of YouTube ids, so that chance likenesses stay what they are
+
+_CONTROL = r"[\x00-\x1f\x7f-\x{9f}\x{2028}\x{2029}]"  # the last two end a line for many readers
+_MARK = r"\x{feff}"
+_BLANK_AT_END = r"^[\pZ\p{Cf}]|[\pZ\p{Cf}]$"
+_SUFFIX = rf"(?i:\.(?:{'|'.join(sorted(AUDIO_SUFFIXES | OTHER_AUDIO_SUFFIXES))}))"
+_TIMES = r"(?:_[0-9]+(?:\.[0-9]+)?(?:[_-][0-9]+(?:\.[0-9]+)?)?)"
+_YOUTUBE_ID = rf"^(?:.*/)?(?:id_|Y)?(?P<id>[A-Za-z0-9_-]{{11}}){_TIMES}?(?:\.p0)?{_SUFFIX}?$"
+_WHOLE_TAIL = rf"\.p0$|(?:\.p0)?{_SUFFIX}$"
+
+
+def check_ids(ids: Any, where: Callable[[int], str]) -> None:
+    """UserError that names the first id which is none. ids: Arrow strings; where: row -> file and line, for messages.
+
+    Refused are null, the empty id, control characters and line separators, a byte order mark, blanks and invisible
+    characters at the ends, and text that is not in Unicode's composed form (NFC).
+    """
+    for bad, why in (
+        (pc.is_null(ids), "no value"),
+        (pc.equal(ids, ""), "it is empty"),
+        (pc.match_substring_regex(ids, _CONTROL), "a line end or control character in it"),
+        (pc.match_substring_regex(ids, _MARK), "a byte order mark in it: write the file as plain UTF-8"),
+        (pc.match_substring_regex(ids, _BLANK_AT_END), "a blank at its beginning or end: take it out"),
+        (pc.not_equal(pc.utf8_normalize(ids, "NFC"), ids), "not in Unicode's composed form: write it in NFC"),
+    ):
+        row = pc.index(bad, True).as_py()
+        if row >= 0:
+            raise UserError(f"{where(row)}: {ids[row].as_py()!a} is no id: {why}")
+
+
+def id_of_name(name: str) -> str:
+    """The id that a file's name gives (without folder and suffix): in NFC, without blanks and `.p0` at its end."""
+    return unicodedata.normalize("NFC", name).strip().removesuffix(".p0")
 
 
 def read_id_file(path: Path) -> Any:
-    """One id a line, UTF-8, no header -> Arrow string array. CRLF and a missing last line end are tolerated."""
+    """One id per line, UTF-8, no header -> Arrow string array. CRLF and a missing last line end are tolerated."""
     try:
         text = path.read_bytes().decode()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; it must hold the id of each vector, one a line") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     lines = text.replace("\r\n", "\n").split("\n")
     if lines[-1] == "":
         lines.pop()
     if "" in lines:
         raise UserError(f"{path} line {lines.index('') + 1}: empty line; one id a line")
-    return pa.array(lines, type=pa.string())
+    ids = pa.array(lines, type=pa.string())
+    check_ids(ids, lambda row: f"{path} line {row + 1}")
+    return ids
 
 
 def refuse_duplicates(where: str, ids: Any) -> None:
@@ -43,23 +87,73 @@ def refuse_duplicates(where: str, ids: Any) -> None:
         raise UserError(f"{where}: ids that occur more than once: {listed(twice)}")
 
 
-def youtube_id(clip_id: str) -> str:
-    """The YouTube id in a clip's id: `Ysn1zcw0bbZU_30.000` → `sn1zcw0bbZU`; an id of another form as it is."""
-    found = re.match(_YOUTUBE_ID.replace("$", r"\Z"), clip_id)
-    return found["id"] if found else clip_id
+def reading(given: Ids, indexes: Mapping[str, Index]) -> Ids:
+    """`youtube` or `whole`: how this run's ids are compared, said in the log.
+
+    given: `dataset.ids`; indexes: `pool` and, where there are evaluation clips to compare with, `eval`. With `auto`
+    ids are read as YouTube ids where nearly all of the pool's and of the evaluation's have that shape. A warning where
+    the two lists' ids have no form in common.
+    """
+    if "eval" not in indexes:
+        return Ids.whole
+    pool_ids, eval_ids = indexes["pool"].ids, indexes["eval"].ids
+    shares = [_youtube_share(ids) for ids in (pool_ids, eval_ids)]
+    shaped = [share >= NEARLY_ALL for share in shares]
+    said = f"{shares[0]:.1%} of the pool's and {shares[1]:.1%} of the evaluation's have that shape"
+    if given is Ids.youtube or (given is Ids.auto and all(shaped)):
+        log.info("ids are compared as YouTube ids: %s", said)
+        return Ids.youtube
+    log.info("ids are compared whole, not as YouTube ids: %s", said)
+    if given is Ids.auto and any(shaped):
+        log.warning(
+            "pool and evaluation write their ids in different forms (YouTube ids: %s), so the decontamination by id "
+            "may miss clips: type dataset.ids=youtube to compare the YouTube ids that there are, or dataset.ids=whole",
+            said,
+        )
+    elif not _have_a_common_form(pool_ids, eval_ids):
+        log.warning(
+            "no evaluation id (such as %s) has the form of a pool id (such as %s), so the decontamination by id finds "
+            "nothing: write both alike, or compare the sound with augment.leaks=exact",
+            eval_ids[0],
+            pool_ids[0],
+        )
+    return Ids.whole
 
 
-def youtube_ids(ids: Any) -> Any:
-    """`youtube_id` of an Arrow string array."""
-    return pc.coalesce(pc.struct_field(pc.extract_regex(ids, _YOUTUBE_ID), "id"), ids)
+def comparable(ids: Any, read_as: Ids) -> Any:
+    """Arrow strings that are equal where the ids mean the same clip; read_as: what `reading` gave.
+
+    whole: the id without `.p0` and audio suffix. youtube: without folder, `Y` or `id_`, times, `.p0` and suffix as
+    well; an id of another form as with whole. `x/Ysn1zcw0bbZU_30.000.wav` → `sn1zcw0bbZU`.
+    """
+    whole = pc.replace_substring_regex(ids, _WHOLE_TAIL, "")
+    return whole if read_as is Ids.whole else pc.coalesce(_youtube_ids(ids), whole)
 
 
-def refuse_seeds_in_eval(seed_ids: Any, eval_ids: Any) -> None:
-    """UserError if a seed is an evaluation clip (by YouTube id), naming up to five."""
-    shared = seed_ids.filter(pc.is_in(youtube_ids(seed_ids), value_set=youtube_ids(eval_ids)))
+def refuse_seeds_in_eval(seed_ids: Any, eval_ids: Any, read_as: Ids) -> None:
+    """UserError if a seed is an evaluation clip, naming up to five."""
+    is_eval = pc.is_in(comparable(seed_ids, read_as), value_set=comparable(eval_ids, read_as))
+    shared = seed_ids.filter(is_eval)
     if len(shared):
         names = ", ".join(shared[:5].to_pylist())
         raise UserError(
             f"{len(shared):,} seeds are evaluation clips ({names}{', …' if len(shared) > 5 else ''}): take them out of "
             "dataset.balanced, or type dataset.eval=null to run without the guard"
         )
+
+
+def _youtube_ids(ids: Any) -> Any:
+    return pc.struct_field(pc.extract_regex(ids, _YOUTUBE_ID), "id")
+
+
+def _youtube_share(ids: Any) -> float:
+    return float(pc.mean(pc.match_substring_regex(ids, _YOUTUBE_ID)).as_py() or 0.0)
+
+
+def _have_a_common_form(first: Any, second: Any) -> bool:
+    """Whether an id of each is alike when words are `a` and numbers `0`: `fsdd_8_theo_16` is `a_0_a_0`."""
+    forms = []
+    for ids in (first, second):
+        words = pc.replace_substring_regex(ids, r"\pL+", "a")
+        forms.append(pc.unique(pc.replace_substring_regex(words, "[0-9]+", "0")))
+    return bool(pc.any(pc.is_in(forms[0], value_set=forms[1])).as_py())

@@ -28,6 +28,14 @@ class Format(Enum):
         return self in (Format.parquet, Format.webdataset)
 
 
+class Ids(Enum):
+    """Whether ids are YouTube ids when it is asked if two of them mean the same clip."""
+
+    auto = "auto"
+    youtube = "youtube"
+    whole = "whole"
+
+
 @dataclass(kw_only=True, slots=True)
 class ColumnsConfig:
     """Names of the columns of parquet files."""
@@ -53,6 +61,7 @@ class DatasetConfig:
     balanced: str = key("balanced_train_segments", "the seeds: an index's name or path", common=True)
     unbalanced: str = key("unbalanced_train_segments", "the pool to choose from", common=True)
     eval: str | None = key("eval_segments", "the clips that must never be chosen; null: no guard", common=True)
+    ids: Ids = key(Ids.auto, "compare ids as YouTube ids (auto: where nearly all have that shape), or whole")
     ontology: str | None = key(None, "names for label ids; default: ontology.json under the root, if it is there")
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
 

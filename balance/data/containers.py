@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from balance.data.media import relative_path
 from balance.data.vipant_index import NoSuchIndex
 from balance.errors import UserError
 from balance.runtime.wording import listed
@@ -34,8 +35,17 @@ def find(media_root: Path, value: str, suffix: str) -> list[Path]:
 
 def relative(media_root: Path, file: Path) -> str:
     """A container's path relative to the media root, with slashes. UserError where it lies elsewhere."""
-    # The names as given: a link inside the media root counts as being there.
-    path = os.path.relpath(os.path.abspath(file), os.path.abspath(media_root))
-    if path.startswith(".."):
-        raise UserError(f"{file}: not under dataset.media={media_root}; say dataset.media={file.parent}")
+    path = relative_path(os.path.abspath(file), media_root)
+    if path is None:
+        raise UserError(outside(media_root, file))
     return path
+
+
+def outside(media_root: Path, file: str | os.PathLike[str]) -> str:
+    """What to say of a file outside the media root: the folder to name that holds both, where there is one."""
+    folder = os.path.dirname(os.path.abspath(file))
+    both = os.path.commonpath([folder, os.path.abspath(media_root)])
+    return (
+        f"{file} is not under dataset.media={media_root}; say dataset.media={folder if both == '/' else both}, "
+        "or put a link to its folder there: all splits must lie under one folder"
+    )

@@ -34,7 +34,7 @@ def read_split(format: Format, value: str, *, root: Path, media: Path, columns: 
     """
     label_map = root / ast_json.LABEL_MAP
     readers = {
-        Format.vipant: lambda: vipant_index.read_index(resolve(root, value)),
+        Format.vipant: lambda: vipant_index.read_index(resolve(root, value), media),
         Format.ast_json: lambda: ast_json.read_ast_json(
             _one_file(root, value, ".json"), media=media, label_map=label_map
         ),

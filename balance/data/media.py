@@ -63,6 +63,24 @@ def container(format: str, path: str) -> str:
     return path
 
 
+def relative_path(path: str, media_root: str | os.PathLike[str] | None) -> str | None:
+    """A path relative to the media root, written plainly (`./x/../y` is `y`); None where it leads outside.
+
+    media_root: under which an absolute path may lie. Links are not followed: one inside the media root may lead
+    anywhere.
+    """
+    plain = os.path.normpath(path)
+    if os.path.isabs(plain) and media_root is not None:
+        plain = os.path.relpath(plain, os.path.abspath(media_root))
+    return None if os.path.isabs(plain) or plain.split("/", 1)[0] == ".." else plain
+
+
+def is_clutter(path: str) -> bool:
+    """Whether a file is what macOS leaves beside the data (`._x`, `.DS_Store`, `__MACOSX/`): nobody's clip."""
+    name = path.rpartition("/")[2]
+    return name.startswith("._") or name == ".DS_Store" or "__MACOSX" in path.split("/")
+
+
 class MediaReader:
     """Opens clips by their keys. A decoder process makes one and keeps it, for the place in a parquet file.
 

@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
 
-from balance.data.clip_ids import refuse_duplicates
+from balance.data.clip_ids import check_ids, refuse_duplicates
+from balance.data.media import relative_path
 from balance.errors import UserError
 from balance.records import Float64, Index, Int64, Labels
 from balance.runtime.files import atomic, atomic_text
@@ -38,7 +39,9 @@ _SCHEMA = pa.schema(
         ("labels", pa.list_(pa.string())),
     ]
 )
+_JSON_BLANKS = " \t"  # Python's strip takes more, such as U+2028, which json.loads refuses
 _SEGMENT_LINE = re.compile(rb'[\w-]{11}, *[\d.]+, *[\d.]+, *"')
+_NOT_PLAIN = r"^/|//|(^|/)\.\.?(/|$)|[\x00-\x1f]"
 _NOT_AN_INDEX = re.compile(r"_weight$|^ids_|^class_labels_indices$|^augmented_k\d+$")
 
 Bytes = npt.NDArray[np.uint8]
@@ -115,10 +118,11 @@ def write_weights(path: Path, weights: Float64) -> Path:
     return path
 
 
-def read_index(path: Path) -> Index:
+def read_index(path: Path, media: Path | None = None) -> Index:
     """A VIP-ANT index as columns, in the order of its lines. UserError names the file, the line and what is wrong.
 
-    CRLF line ends and a missing last line end are tolerated: `Index.lines` holds the records without them.
+    media: the media root, under which an absolute `dir` may lie (None: such a one is refused). CRLF line ends and a
+    missing last line end are tolerated: `Index.lines` holds the records without them.
     """
     data = _read_bytes(path)
     _refuse_other_files(path, data)
@@ -133,7 +137,7 @@ def read_index(path: Path) -> Index:
     index = Index(
         file=str(path),
         ids=_column(table, "id"),
-        paths=_paths(path, table, audio_key),
+        paths=_paths(path, table, audio_key, media),
         labels=labels_from_lists(_column(table, "labels")),
         lines=pa.LargeBinaryArray.from_buffers(
             pa.large_binary(), num_lines, [None, pa.py_buffer(np.append(starts, size)), pa.py_buffer(data[:size])]
@@ -215,7 +219,7 @@ def _parse(path: Path, data: Bytes, starts: Int64, ends: Int64, rows: range) -> 
         keep = np.ones(len(spread), dtype=np.bool_)
         keep[np.cumsum(lengths + 1) - 1] = False
         spread[keep] = data[at[0] : to[-1]]
-        table = _parse_fast(spread)
+        table = None if (spread == 0x0D).any() else _parse_fast(spread)
         if table is not None and table.num_rows == len(rows):
             return table
     return _parse_line_by_line(path, [data[a:b].tobytes() for a, b in zip(at, to, strict=True)], rows.start + 1)
@@ -251,15 +255,18 @@ def _record(where: str, line: bytes) -> dict[str, Any]:
         text = line.decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from None
-    if not text.strip():
-        raise UserError(f"{where}: empty line; an index has one JSON object a line")
+    if "\r" in text:
+        raise UserError(f"{where}: a carriage return inside the line, where readers of text see a line end")
+    text = text.strip(_JSON_BLANKS)
+    if not text:
+        raise UserError(f"{where}: empty line; an index has one JSON object per line")
     try:
-        record, end = json.JSONDecoder().raw_decode(text.lstrip())
+        record, end = json.JSONDecoder().raw_decode(text)
     except (json.JSONDecodeError, RecursionError) as error:
         shown = text if len(text) <= 60 else text[:57] + "..."
         reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deep"
-        raise UserError(f"{where}: not JSON ({reason}): {shown!r}; an index has one JSON object a line") from None
-    rest = text.lstrip()[end:].strip()
+        raise UserError(f"{where}: not JSON ({reason}): {shown!r}; an index has one JSON object per line") from None
+    rest = text[end:].lstrip(_JSON_BLANKS)
     if rest.startswith("{"):
         raise UserError(f"{where}: two JSON objects in one line: a line end is missing between them")
     if rest:
@@ -317,14 +324,12 @@ def _check_ids(path: Path, ids: Any) -> None:
     absent = pc.is_null(ids)
     if pc.any(absent).as_py():
         raise UserError(f"{path} line {_first_line(absent)}: no 'id' in the record")
-    bad = pc.or_(pc.equal(ids, ""), pc.match_substring_regex(ids, r"[\x00-\x1f\x7f]"))
-    if pc.any(bad).as_py():
-        row = _first_line(bad)
-        raise UserError(f"{path} line {row}: {ids[row - 1].as_py()!r} is no id: empty or with control characters")
+    check_ids(ids, lambda row: f"{path} line {row + 1}")
 
 
-def _paths(path: Path, table: Any, audio_key: str) -> Any:
-    """`{dir}/{key}/{id}.{aclip[0]}`; the folder has the key's name; an empty dir goes with its slash."""
+def _paths(path: Path, table: Any, audio_key: str, media: Path | None) -> Any:
+    """`{dir}/{key}/{id}.{aclip[0]}`; the folder has the key's name; an empty dir goes with its slash. `./x` and the
+    like are written plainly; a path outside the media root is refused."""
     suffixes = _column(table, audio_key)
     empty = pc.equal(pc.list_value_length(suffixes), 0)
     if pc.any(empty).as_py():
@@ -333,7 +338,25 @@ def _paths(path: Path, table: Any, audio_key: str) -> Any:
     folder = pc.fill_null(_column(table, "dir"), "")
     chunk = pc.if_else(pc.equal(folder, ""), "", pc.binary_join_element_wise(folder, "", "/"))
     name = pc.binary_join_element_wise(_column(table, "id"), gold, ".")
-    return pc.binary_join_element_wise(chunk, audio_key, "/", name, "")
+    paths = pc.binary_join_element_wise(chunk, audio_key, "/", name, "")
+    odd = np.flatnonzero(pc.match_substring_regex(paths, _NOT_PLAIN).to_numpy(zero_copy_only=False))
+    if not len(odd):
+        return paths
+    plain = [_plain_path(f"{path} line {row + 1}", paths[row].as_py(), media) for row in odd.tolist()]
+    mask = np.zeros(len(paths), dtype=np.bool_)
+    mask[odd] = True
+    return pc.replace_with_mask(paths, pa.array(mask), pa.array(plain, type=pa.string()))
+
+
+def _plain_path(where: str, given: str, media: Path | None) -> str:
+    if any(letter < " " for letter in given):
+        raise UserError(f"{where}: {given!a} is no path: it has control characters in it")
+    plain = relative_path(given, media)
+    if plain is None:
+        raise UserError(
+            f"{where}: {given} is outside the media folder; name a 'dir' inside it, which may be a link to elsewhere"
+        )
+    return plain
 
 
 def labels_from_lists(lists: Any) -> Labels:

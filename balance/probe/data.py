@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from balance.data.clip_ids import youtube_id
-from balance.data.config import DatasetConfig
+from balance.data.clip_ids import comparable
+from balance.data.config import DatasetConfig, Ids
 from balance.data.precomputed import read_vectors
 from balance.data.vipant_index import NoSuchIndex
 from balance.embed.store import Store
@@ -65,11 +65,11 @@ class Problem:
         return self.seeds.labels.names
 
 
-def videos(ids: Any) -> Int64:
-    """The number of each clip's video, (n,) int64: ids with one YouTube id are clips of one video."""
-    seen: dict[str, int] = {}
-    names = (youtube_id(name) for name in ids.to_pylist())
-    return np.fromiter((seen.setdefault(name, len(seen)) for name in names), dtype=np.int64, count=len(ids))
+def videos(ids: Any, ids_as: Ids) -> Int64:
+    """The number of each clip's video, (n,) int64: ids with one YouTube id are clips of one video, where they are read
+    as YouTube ids."""
+    codes = comparable(ids, ids_as).dictionary_encode().indices
+    return np.asarray(codes.to_numpy(), dtype=np.int64)
 
 
 def of_prepared(prepared: Prepared, dataset: DatasetConfig, embeddings: str | None) -> Problem:
@@ -106,7 +106,7 @@ def of_prepared(prepared: Prepared, dataset: DatasetConfig, embeddings: str | No
     if not vocabulary:
         raise UserError("no clip has a label: the probe learns labels; give indexes whose records have `labels`")
     sides = {
-        name: Side(view.vectors, indexes[name].labels.recode(vocabulary), videos(indexes[name].ids))
+        name: Side(view.vectors, indexes[name].labels.recode(vocabulary), videos(indexes[name].ids, run.ids_as))
         for name, view in views.items()
     }
     place = np.full(len(eligible), -1, dtype=np.int32)

@@ -12,17 +12,20 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from balance.curation.curate import Curated
 from balance.demo.checkpoint import NOTICE
 from balance.prepared import Prepared
 from balance.records import Neighbours, common_names
 from balance.results.summary import Summary
+from balance.runtime.wording import listed
 from balance.stats.labels import label_agreement, label_agreement_random, label_recall, label_recall_random
 
 log = logging.getLogger(__name__)
 
 _AGREEMENT_K = 10
+_NUM_EXAMPLES = 3
 
 
 def tell(
@@ -35,7 +38,7 @@ def tell(
     is_demo: bool,
 ) -> None:
     """Print what the run found. train_with: the name of the file to train on."""
-    lines = [_chosen(prepared, summary, curated), *_agreement(prepared, summary, curated)]
+    lines = [*_kept_out(prepared), _chosen(prepared, summary, curated), *_agreement(prepared, summary, curated)]
     if is_demo:
         lines.append(NOTICE)
     if summary.nearly_all:
@@ -49,6 +52,20 @@ def tell(
         log.info("%s", line)
     for warning in curated.warnings:
         log.warning("warning: %s", warning)
+
+
+def _kept_out(prepared: Prepared) -> list[str]:
+    """What the decontamination took: for each rule a count and three examples, as `pool id = evaluation id`."""
+    out = prepared.decontaminated
+    pairs = zip(prepared.pool.index.ids.take(pa.array(out.rows)).to_pylist(), out.because_of.to_pylist(), strict=True)
+    by_rule: dict[str, list[str]] = {}
+    for rule, (ours, theirs) in zip(out.rule.to_pylist(), pairs, strict=True):
+        by_rule.setdefault(rule, []).append(f"{ours} = {theirs}")
+    return [
+        f"decontamination, {rule}: {len(shown):,} pool clips are evaluation clips and cannot be chosen: "
+        f"{listed(shown, _NUM_EXAMPLES)}"
+        for rule, shown in by_rule.items()
+    ]
 
 
 def _chosen(prepared: Prepared, summary: Summary, curated: Curated) -> str:

@@ -12,6 +12,7 @@ from balance.curation import baselines, decontaminate
 from balance.curation.balance import metaclip_chances
 from balance.curation.config import AugmentConfig, Balance, Copies, Leaks
 from balance.curation.curate import CopyFigures, curate
+from balance.data.config import Ids
 from balance.errors import UserError
 from balance.records import Facts, Index, Labels, Neighbours, Split
 from balance.results import curation_files
@@ -107,7 +108,7 @@ def test_leaks_by_id_sound_and_correlation():
     )
 
     def leaks(level, acoustic=None):
-        removed = decontaminate.decontaminate(level, pool, eval, acoustic)
+        removed = decontaminate.decontaminate(level, pool, eval, Ids.youtube, acoustic)
         columns = removed.rule.to_pylist(), removed.because_of.to_pylist(), removed.value.to_pylist()
         return list(zip(removed.rows.tolist(), *columns, strict=True))
 
@@ -119,14 +120,14 @@ def test_leaks_by_id_sound_and_correlation():
     assert leaks(Leaks.exact) == by_id + exact
     found = Planted((3, 2, 0.93), (1, 6, 0.91), (2, 2, 0.97))
     assert leaks(Leaks.acoustic, found) == by_id + exact + acoustic
-    assert len(decontaminate.decontaminate(Leaks.id, pool, None, None)) == 0
+    assert len(decontaminate.decontaminate(Leaks.id, pool, None, Ids.whole, None)) == 0
 
 
 def test_sound_without_media_is_an_error():
     pool = split(["p"], [[]])
     bare = Split(pool.index, pool.embedded, pool.vectors, None)
     with pytest.raises(UserError, match=r"leaks=exact .* type augment.leaks=id"):
-        decontaminate.decontaminate(Leaks.exact, bare, pool, None)
+        decontaminate.decontaminate(Leaks.exact, bare, pool, Ids.youtube, None)
 
 
 @pytest.mark.parametrize("number", range(5))
@@ -309,7 +310,7 @@ def test_configuration_errors(config, message):
 def test_files(tmp_path):
     case = Case(7)
     eval = split(["p3"], [[]])
-    leaks = decontaminate.decontaminate(Leaks.id, case.pool, eval, None)
+    leaks = decontaminate.decontaminate(Leaks.id, case.pool, eval, Ids.youtube, None)
     curated = case.curate(balance=Balance.cap, per_label=9, budget=60, controls=1)
     written = curation_files.write_curation(
         tmp_path, 9, case.seeds.index, case.seeds.embedded, case.pool.index, leaks, curated

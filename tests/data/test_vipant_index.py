@@ -60,6 +60,35 @@ def test_columns_and_bytes(tmp_path, monkeypatch, end, last, block_bytes):
     assert picked.lines.to_pylist() == [lines[3].encode(), lines[0].encode()]
 
 
+@pytest.mark.parametrize(
+    ("folder", "expected"),
+    [
+        (".", "aclip/b.p0.wav"),
+        ("./x", "x/aclip/b.p0.wav"),
+        ("x/", "x/aclip/b.p0.wav"),
+        ("x//y/./z/..", "x/y/aclip/b.p0.wav"),
+        ("/media/x", "x/aclip/b.p0.wav"),
+        ("/media", "aclip/b.p0.wav"),
+        ("..x/.y", "..x/.y/aclip/b.p0.wav"),
+    ],
+)
+def test_folders_inside_the_media_root_are_written_plainly(tmp_path, folder, expected):
+    path = write(tmp_path / "a.csv", [record("a"), record("b", dir=folder, aclip=["p0.wav"]), record("c")])
+    index = read_index(path, Path("/media"))
+    assert index.paths.to_pylist() == ["all_0_5/aclip/a.p0.mp3", expected, "all_0_5/aclip/c.p0.mp3"]
+    assert [json.loads(line)["dir"] for line in index.lines.to_pylist()] == ["all_0_5", folder, "all_0_5"]
+
+
+def test_every_line_that_is_kept_is_json_of_its_own(tmp_path):
+    """A trainer reads the index again with json.loads per line of text."""
+    path = tmp_path / "a.csv"
+    path.write_bytes(f"  {GOOD}\t\r\n{OTHER} \n".encode())
+    kept = b"".join(line + b"\n" for line in read_index(path).lines.to_pylist())
+    (tmp_path / "b.csv").write_bytes(kept)
+    with (tmp_path / "b.csv").open() as file:
+        assert [json.loads(line)["id"] for line in file] == ["good", "other"]
+
+
 def test_old_key(tmp_path):
     old = [{"id": i, "dir": d, "clip": ["p0.flac"]} for i, d in [("x", ""), ("y", "d")]]
     index = read_index(write(tmp_path / "a.csv", old))
@@ -93,6 +122,7 @@ def test_both_readings_agree(tmp_path_factory, records, ascii_only):
 
 
 GOOD = json.dumps(record("good"))
+OTHER = json.dumps(record("other"))
 
 
 @pytest.mark.parametrize(
@@ -123,6 +153,18 @@ GOOD = json.dumps(record("good"))
         (f'{GOOD}\n{{"id": "a\\nb", "aclip": ["p"]}}\n', ["line 2", "is no id"]),
         (f'{GOOD}\n{{"id": "b", "clip": ["p0.mp3"]}}\n', ["line 1 has 'aclip'", "line 2 has 'clip'"]),
         (f"{GOOD}\n{GOOD}\n", ["more than once", "good"]),
+        (f"{GOOD}\n{OTHER}\u2028\n", ["line 2", "follows it"]),
+        (f"{GOOD}\n\u2028{OTHER}\n", ["line 2", "not JSON"]),
+        (f"{GOOD}\n{OTHER}\xa0\n", ["line 2", "follows it"]),
+        (f"{GOOD}\n{OTHER}\r\r\n", ["line 2", "carriage return"]),
+        (GOOD + "\n" + OTHER.replace(", ", ",\r", 1) + "\n", ["line 2", "carriage return"]),
+        (f'{GOOD}\n{{"id": "b ", "aclip": ["p"]}}\n', ["line 2", "'b ' is no id", "blank"]),
+        (f'{GOOD}\n{{"id": "e\u0301", "aclip": ["p"]}}\n', ["line 2", "NFC"]),
+        (f'{GOOD}\n{{"id": "b", "aclip": ["p"], "dir": "../x"}}\n', ["line 2", "../x/aclip/b.p is outside"]),
+        (f'{GOOD}\n{{"id": "b", "aclip": ["p"], "dir": "/x"}}\n', ["line 2", "/x/aclip/b.p is outside"]),
+        (f'{GOOD}\n{{"id": "../../../b", "aclip": ["p"], "dir": "x"}}\n', ["line 2", "is outside"]),
+        (f'{GOOD}\n{{"id": "b", "aclip": ["/../../../../p"], "dir": "x"}}\n', ["line 2", "is outside"]),
+        (f'{GOOD}\n{{"id": "b", "aclip": ["p"], "dir": "x\\u0000y"}}\n', ["line 2", "control characters"]),
         (b'{"id": "\xff", "aclip": ["p"]}\n', ["line 1", "UTF-8"]),
         (b"\xef\xbb\xbf" + GOOD.encode(), ["byte order mark"]),
     ],

@@ -18,6 +18,7 @@ import pytest
 from balance.curation.config import AugmentConfig, Copies
 from balance.curation.curate import curate
 from balance.curation.removed import Removals, Rule
+from balance.data.config import Ids
 from balance.data.ontology import read_parents
 from balance.prepared import Embedded, Prepared
 from balance.records import Facts, Failure, Index, Labels, Neighbours, Split
@@ -96,6 +97,7 @@ def run(root):
             splits={"seeds": seeds, "pool": pool},
             failures=(Failure("x", "pool", "x.mp3", "missing", ""),),
             ontology={x["id"]: x["name"] for x in ONTOLOGY},
+            ids_as=Ids.whole,
             fingerprint="f",
             identity="",
             device="cpu",
