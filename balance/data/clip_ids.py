@@ -42,8 +42,9 @@ def check_ids(ids: Any, where: Callable[[int], str]) -> None:
     Refused are null, the empty id, control characters and line separators, a byte order mark, blanks and invisible
     characters at the ends, and text that is not in Unicode's composed form (NFC).
     """
+    if ids.null_count:
+        raise UserError(f"{where(pc.index(pc.is_null(ids), True).as_py())}: no id (null)")
     for bad, why in (
-        (pc.is_null(ids), "no value"),
         (pc.equal(ids, ""), "it is empty"),
         (pc.match_substring_regex(ids, _CONTROL), "a line end or control character in it"),
         (pc.match_substring_regex(ids, _MARK), "a byte order mark in it: write the file as plain UTF-8"),

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from balance.data import media
-from balance.data.clip_ids import refuse_duplicates
+from balance.data.clip_ids import check_ids, refuse_duplicates
 from balance.data.config import ColumnsConfig
 from balance.data.containers import find, relative
 from balance.data.vipant_index import labels_from_lists
@@ -41,9 +41,6 @@ def read_parquet(media_root: Path, value: str, columns: ColumnsConfig) -> Index:
         except (pa.ArrowInvalid, OSError) as error:
             raise UserError(f"{file}: not a complete parquet file ({str(error).splitlines()[0]})") from None
         column = table.column(id_column).cast(pa.string())
-        if column.null_count:
-            row = int(pc.index(pc.is_null(column), True).as_py())
-            raise UserError(f"{media.parquet_key(str(file), row)}: no id (null in column {id_column!r})")
         lists = table.column(labels_column).combine_chunks()
         if isinstance(lists, pa.ChunkedArray):
             lists = pa.concat_arrays(lists.chunks) if lists.num_chunks else pa.array([], lists.type)
@@ -57,6 +54,7 @@ def read_parquet(media_root: Path, value: str, columns: ColumnsConfig) -> Index:
     if not paths:
         raise UserError(f"{value}: empty index: the parquet files hold no rows")
     all_ids = pa.concat_arrays(ids)
+    check_ids(all_ids, lambda row: str(media_root / paths[row]))
     refuse_duplicates(value, all_ids)
     of_all = labels_from_lists(pa.concat_arrays(labels))
     return Index(f"{value}.parquet", all_ids, pa.array(paths, type=pa.string()), of_all)

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from balance.data.clip_ids import read_id_file, refuse_duplicates
+from balance.data.clip_ids import check_ids, read_id_file, refuse_duplicates
 from balance.data.vipant_index import NoSuchIndex, read_index
 from balance.errors import UserError
 from balance.records import Float32, Index, Int64, Labels
@@ -238,6 +238,7 @@ def _spool_parquet(path: Path, scratch: Path | None) -> tuple[FlatVectors, Any]:
             row += batch.num_rows
         copy.flush()
         all_ids = pa.concat_arrays(ids)
+        check_ids(all_ids, lambda row: f"{path} row {row}")
         return FlatVectors(os.dup(copy.fileno()), 0, (num_rows, dim), path.name, all_ids), all_ids
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from balance.data import media
-from balance.data.clip_ids import refuse_duplicates
+from balance.data.clip_ids import check_ids, refuse_duplicates
 from balance.data.containers import find, relative
 from balance.data.vipant_index import labels_from_lists
 from balance.errors import UserError
@@ -42,6 +42,7 @@ def read_tar(media_root: Path, value: str) -> Index:
     if not columns.ids:
         raise UserError(f"{value}: empty index: the tar shards hold no audio with a .json beside it")
     ids = pa.array(columns.ids, type=pa.string())
+    check_ids(ids, lambda row: columns.paths[row])
     refuse_duplicates(value, ids)
     return Index(
         f"{value}.tar",

@@ -110,7 +110,6 @@ def test_without_evaluation_clips_there_is_nothing_to_read():
 @pytest.mark.parametrize(
     ("id", "why"),
     [
-        (None, "no value"),
         ("", "it is empty"),
         ("a\nb", "line end"),
         ("a\u2028b", "line end"),
@@ -128,6 +127,11 @@ def test_without_evaluation_clips_there_is_nothing_to_read():
 def test_what_is_no_id(id, why):
     with pytest.raises(UserError, match=re.escape(f"x 1: {id!a} is no id: ") + ".*" + why):
         clip_ids.check_ids(pa.array(["ü b", id], pa.string()), lambda row: f"x {row}")
+
+
+def test_an_id_that_is_not_there():
+    with pytest.raises(UserError, match="x 1: no id"):
+        clip_ids.check_ids(pa.array(["a", None]), lambda row: f"x {row}")
 
 
 def test_what_is_an_id():

@@ -406,6 +406,8 @@ GOOD = {"wav": "a.wav", "labels": "/m/a"}
         ),
         (Format.parquet, [parquet_with(video_id=pa.array([1, 2]))], "column 'video_id' is int64"),
         (Format.parquet, [parquet_with(video_id=pa.array(["a", None]))], "X.parquet row 1: no id"),
+        (Format.parquet, [parquet_with(video_id=pa.array(["a", ""]))], "X.parquet row 1: '' is no id"),
+        (Format.parquet, [parquet_with(video_id=pa.array(["a\nb", "c"]))], "X.parquet row 0: 'a\\nb' is no id"),
         (Format.parquet, [parquet_with(video_id=pa.array(["a", "a"]))], "more than once: a"),
         (Format.parquet, [parquet_with(audio=pa.array(["x", "y"]))], "dataset.columns.audio must be struct<bytes"),
         (Format.parquet, [parquet_with(labels=pa.array(["x", "y"]))], "dataset.columns.labels must be list<string>"),
