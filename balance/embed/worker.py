@@ -27,7 +27,8 @@ from balance.embed.progress import Progress
 from balance.encoders.checkpoint import read_checkpoint
 from balance.encoders.precision import Precision
 from balance.encoders.vipant import build_encoder
-from balance.engine.local import run_shares
+from balance.engine.local import WorkersDied, run_shares
+from balance.errors import UserError
 from balance.records import DecodeFailure, Facts
 from balance.runtime import locks
 from balance.runtime.threads import Cores
@@ -39,7 +40,10 @@ Report = Callable[[Progress], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbedTask:
-    """Everything a process needs to embed: picklable, no handles, no models."""
+    """Everything a process needs to embed: picklable, no handles, no models.
+
+    num_workers: decoders; num_threads: of torch, None for as many as it has.
+    """
 
     directory: Path
     plan: Plan
@@ -51,6 +55,7 @@ class EmbedTask:
     decode: DecodeSettings
     num_workers: int
     clip_timeout_s: float
+    num_threads: int | None = None
 
 
 def embed(task: EmbedTask, report: Report) -> None:
@@ -58,6 +63,8 @@ def embed(task: EmbedTask, report: Report) -> None:
 
     Raises UserError (out of memory, disk) and whatever `report` raises; finished parts stay.
     """
+    if task.num_threads is not None:
+        torch.set_num_threads(task.num_threads)
     device = torch.device(task.device)
     checkpoint = read_checkpoint(task.checkpoint)
     encoder = build_encoder(checkpoint, device, task.precision, task.compile)
@@ -85,17 +92,29 @@ def embed_on(task: EmbedTask, devices: Sequence[str], report: Report) -> None:
             return
         report(progress)
 
-    decoders = (len(range(i, task.num_workers, len(devices))) or 1 for i in range(len(devices)))
-    shares = [
-        dataclasses.replace(task, device=device, num_workers=num_workers)
-        for device, num_workers in zip(devices, decoders, strict=True)
-    ]
     try:
-        run_shares(embed, shares, report_once)
+        run_shares(embed, _shares(task, devices), report_once)
+    except WorkersDied as died:
+        raise UserError(
+            f"all encoder workers died ({died}): perhaps memory is short. Finished parts are kept: run the same command "
+            "again, with fewer processes (num_processes=1) if need be"
+        ) from None
     finally:
         part_file.remove_leftovers(task.directory)  # a killed process's; parts are atomic, its locks stale at once
-    if missing := len(task.plan.names) - len(reported):
-        raise RuntimeError(f"encoder processes ended before {missing} parts were made: run the same command again")
+
+
+def _shares(task: EmbedTask, devices: Sequence[str]) -> list[EmbedTask]:
+    """The task of each process: decoders and cores divided among them."""
+    count = len(devices)
+    if count == 1:
+        return [dataclasses.replace(task, device=devices[0])]
+    num_threads = max(1, torch.get_num_threads() // count)
+    return [
+        dataclasses.replace(
+            task, device=device, num_workers=len(range(i, task.num_workers, count)) or 1, num_threads=num_threads
+        )
+        for i, device in enumerate(devices)
+    ]
 
 
 def _embed(task: EmbedTask, batches: Batches, report: Report) -> None:
