@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +85,7 @@ def write_part(
         file.close()
         checksum = files.sha256_file(Path(file.name))[:_CHECKSUM_CHARS]
         final = directory / f"part-{plan}-{checksum}.arrow"
-        os.replace(file.name, final)
+        files.replace(file.name, final)
     return final
 
 
@@ -98,11 +97,10 @@ def lock_path(directory: Path, plan: str) -> Path:
 def remove_leftovers(directory: Path) -> None:
     """Remove what killed jobs left: locks that nobody alive holds, and temporary files of plans that nobody holds."""
     for lock in directory.glob("lock-*"):
-        if locks.is_stale(lock):
-            lock.unlink(missing_ok=True)
+        locks.remove_if_stale(lock)
     for leftover in directory.glob("tmp-*.arrow"):
         if not lock_path(directory, leftover.name.split("-")[1]).exists():
-            leftover.unlink(missing_ok=True)
+            files.remove_left_over(leftover)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

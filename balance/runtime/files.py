@@ -9,11 +9,13 @@ nobody can guess, so that no file or link of another user's is ever written thro
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
 import logging
 import os
+import pwd
 import secrets
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -54,7 +56,7 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
     with draft(path) as file:
         yield file
         file.close()  # where a full disk or a network says no
-        os.replace(file.name, path)
+        replace(file.name, path)
 
 
 @contextlib.contextmanager
@@ -64,12 +66,51 @@ def atomic_text(path: Path) -> Iterator[IO[str]]:
         yield text
 
 
+def replace(temporary: str | Path, path: Path) -> None:
+    """`os.replace`; PermissionError says whose `path` is where only they may replace it."""
+    try:
+        os.replace(temporary, path)
+    except PermissionError as error:
+        if not is_anothers(path, error):
+            raise
+        text = f"it belongs to {_owner(path)}, and in this folder nobody else may replace it"
+        raise PermissionError(error.errno, text, str(path)) from None
+
+
+def remove_left_over(path: Path) -> None:
+    """Remove what a dead job left; another user's stays, with a warning, where only they may remove it."""
+    try:
+        path.unlink(missing_ok=True)
+    except PermissionError as error:
+        if not is_anothers(path, error):
+            raise
+        log.warning("%s", left_by_another(path))
+
+
+def is_anothers(path: Path, error: PermissionError) -> bool:
+    """Whether this error means a sticky folder, where a file's owner alone may rename or remove it."""
+    return error.errno == errno.EPERM and os.path.lexists(path)
+
+
+def left_by_another(path: Path) -> str:
+    """The sentence that says whose left-over is passed over."""
+    return f"{path} was left by a dead job of {_owner(path)}, who alone may remove it in this folder: it is passed over"
+
+
+def _owner(path: Path) -> str:
+    number = path.lstat().st_uid
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"
+
+
 def atomic_symlink(target: str, path: Path) -> None:
     """A symbolic link at `path`, in place of what was there."""
     temporary = _temporary(path)
     temporary.symlink_to(target)
     try:
-        os.replace(temporary, path)
+        replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
