@@ -31,7 +31,7 @@ from balance.data import clip_ids, formats, precomputed, splits
 from balance.data.config import Format, Ids
 from balance.data.ontology import ontology_file, read_ontology, read_parents
 from balance.data.vipant_index import NoSuchIndex
-from balance.demo.checkpoint import ensure_demo
+from balance.demo.making import ensure_demo
 from balance.embed.stage import embed_media
 from balance.encoders.checkpoint import read_checkpoint
 from balance.encoders.device import resolve_device

@@ -33,7 +33,7 @@ LEVEL = {name: -number for number, names in enumerate(LEVELS) for name in names}
 KEYS = {module for module in MODULES if module.endswith(".config")} | {"encoders.precision"}
 COMMANDS = {*LEVELS[0][1:-1], "probe.__main__"}
 # What a decoder process imports must start in a fifth of a second.
-LIGHT = {"audio.decode", "audio.decoder_process", "data.media"}
+LIGHT = {"audio.decode", "audio.decoder_process", "data.media", "runtime.child"}
 HEAVY = {"torch", "hydra", "faiss", "matplotlib", "pandas", "pyarrow", "scipy", "ray", "transformers"}
 HOME = {
     "hydra": {"config", "config_errors"},
@@ -142,4 +142,4 @@ def test_tests_mirror_the_packages() -> None:
     tested = {path.parent.name for path in (REPOSITORY / "tests").glob("*/test_*.py")}
     tested -= {"benchmarks", "docs", "packaging"}
     assert tested <= folders, tested - folders
-    assert folders - tested <= {"engine", "demo"}, folders - tested
+    assert folders - tested <= {"engine"}, folders - tested

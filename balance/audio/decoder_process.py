@@ -9,12 +9,10 @@ changes the line changes both ends, which is why they stand in one file.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import mmap
 import os
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -26,9 +24,9 @@ import numpy as np
 
 from balance.audio.decode import Undecodable, load
 from balance.data import media
+from balance.runtime.child import follow_parent
 
 _MODULE = "balance.audio.decoder_process"
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _START_LIMIT_S = 120.0  # imports from a cold network file system take their time
 
 
@@ -159,10 +157,7 @@ def _decode_one(
 
 def main() -> None:
     """The subprocess: jobs come in on stdin, answers go out on stdout; it ends with stdin."""
-    if sys.platform == "linux":  # a decoder that hangs in a read does not notice that its parent was killed
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # sent to the whole job: the parent decides, and closes stdin
+    follow_parent()  # a decoder that hangs in a read does not notice that its stdin was closed
     settings = DecodeSettings(**json.loads(sys.argv[1]))
     memory = mmap.mmap(int(sys.argv[2]), settings.slot_bytes * settings.num_slots)
     reader = media.MediaReader(settings.media_root, settings.format, settings.columns)

@@ -1,35 +1,31 @@
-"""The demo data set: real audio files of 14 synthetic sound classes in the VIP-ANT layout, made once.
+"""The demo data set: real audio files of 14 synthetic sound classes in the VIP-ANT layout.
 
 60 balanced seeds, 1,200 pool clips with a long tail, 120 eval clips, one to three labels per clip; mp3, flac and wav,
 8 to 48 kHz, mono and stereo, 2 to 5 s; five pool files are broken and five are missing, as in real downloads.
-Everything follows from a fixed seed of its own, so all users have the same demo. Files are made by subprocesses
-(`python -m balance.demo.sounds ROOT SHARD SHARDS`) that import no torch.
-
-A folder is only ever filled, or emptied, if it holds this program's marker.
+Everything follows from a fixed seed of its own, so all users have the same demo. As a program
+(`python -m balance.demo.sounds ROOT SHARD NUM_SHARDS`) it writes its share of the audio, without torch, and a byte on
+stdout for each file that is done.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
-import subprocess
+import os
 import sys
-import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import scipy.signal
 import soundfile
 
-from balance.errors import UserError
 from balance.records import Float64
-from balance.runtime import files, locks
+from balance.runtime import files
+from balance.runtime.child import follow_parent
 
-SEED = 20_260_101
-MARKER = "balance-demo.json"  # {"complete": bool}: written first, completed last
-VERSION = 1
+RNG_SEED = 20_260_101
 _RATES_HZ = (8000, 11025, 16000, 16000, 22050, 32000, 44100, 48000)
 _SPLITS = (("balanced_train_segments", 60), ("unbalanced_train_segments", 1200), ("eval_segments", 120))
 _NUM_BROKEN = _NUM_MISSING = 5
@@ -68,56 +64,8 @@ class _DemoClip:
         return f"{self.folder}/aclip/{self.id}.{self.suffix}"
 
 
-def ensure(root: Path, *, num_processes: int) -> None:
-    """Make the demo in `root`, unless it is complete; an unfinished one is made anew.
-
-    Raises UserError if the folder holds something else, OSError if it cannot be written.
-    """
-    if _complete(root):
-        return
-    root.parent.mkdir(parents=True, exist_ok=True)
-    while (lock := locks.acquire(root.with_name("demo.lock"))) is None:
-        time.sleep(0.5)  # another job is making it
-    with lock:
-        if _complete(root):
-            return
-        if root.exists():
-            if not (root / MARKER).is_file() and any(root.iterdir()):
-                raise UserError(
-                    f"{root} holds files that are not the demo's (no {MARKER}): the demo is not written over them; "
-                    "move them away or type another cache_dir=…"
-                )
-            shutil.rmtree(root)
-        root.mkdir()
-        files.write_json(root / MARKER, {"version": VERSION, "complete": False})
-        _write_indexes(root)
-        commands = [
-            [sys.executable, "-m", "balance.demo.sounds", str(root), str(shard), str(num_processes)]
-            for shard in range(num_processes)
-        ]
-        makers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
-        try:
-            for maker in makers:
-                _, errors = maker.communicate()
-                if maker.returncode:
-                    raise OSError(f"the demo's audio files could not be written: {errors.strip().splitlines()[-1:]}")
-        finally:
-            for maker in makers:
-                if maker.poll() is None:
-                    maker.kill()
-                    maker.wait()
-        files.write_json(root / MARKER, {"version": VERSION, "complete": True})
-
-
-def _complete(root: Path) -> bool:
-    with contextlib.suppress(OSError, ValueError):
-        marker = json.loads((root / MARKER).read_text())
-        return bool(marker == {"version": VERSION, "complete": True})
-    return False
-
-
 def _clips() -> list[_DemoClip]:
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(RNG_SEED)
     tail = 1.0 / np.arange(1, len(CLASSES) + 1)
     tail /= tail.sum()
     alphabet = list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
@@ -152,7 +100,13 @@ def _clips() -> list[_DemoClip]:
     return clips
 
 
-def _write_indexes(root: Path) -> None:
+def num_files() -> int:
+    """Audio files of the whole demo."""
+    return sum(clip.state != "missing" for clip in _clips())
+
+
+def write_indexes(root: Path) -> None:
+    """The three indexes and the ontology, in `root`."""
     clips = _clips()
     for split, _ in _SPLITS:
         with files.atomic_text(root / f"src_{split}.csv") as file:
@@ -179,20 +133,24 @@ def _label_id(number: int) -> str:
     return f"/m/demo{number:02d}"
 
 
-def write_shard(root: Path, shard: int, num_shards: int) -> None:
-    """Write the audio files of every num_shards-th clip."""
+def write_shard(root: Path, shard: int, num_shards: int) -> Iterator[Path]:
+    """Write the audio files of every num_shards-th clip; yields each that is done."""
     for number, clip in enumerate(_clips()):
-        if number % num_shards != shard or clip.state == "missing":
-            continue
-        path = root / clip.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rng = np.random.default_rng([SEED, number])
-        if clip.state == "broken":
-            path.write_bytes(rng.bytes(2000) if number % 2 else b"")
-            continue
-        with files.atomic(path) as file:
-            samples = _sound(clip, rng).astype(np.float32)
-            soundfile.write(file, samples, clip.sample_rate, format=clip.suffix.rsplit(".", 1)[1].upper())
+        if number % num_shards == shard and clip.state != "missing":
+            path = root / clip.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with files.atomic(path) as file:
+                _write(file, number, clip)
+            yield path
+
+
+def _write(file: BinaryIO, number: int, clip: _DemoClip) -> None:
+    rng = np.random.default_rng([RNG_SEED, number])
+    if clip.state == "broken":
+        file.write(rng.bytes(2000) if number % 2 else b"")
+        return
+    samples = _sound(clip, rng).astype(np.float32)
+    soundfile.write(file, samples, clip.sample_rate, format=clip.suffix.rsplit(".", 1)[1].upper())
 
 
 def _sound(clip: _DemoClip, rng: np.random.Generator) -> Float64:
@@ -267,4 +225,6 @@ def _shaped(rng: np.random.Generator, num_samples: int, rate: int, gain: object)
 
 
 if __name__ == "__main__":
-    write_shard(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    follow_parent()
+    for _ in write_shard(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])):
+        os.write(1, b".")  # stdout; it fails where the parent is gone

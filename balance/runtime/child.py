@@ -1,0 +1,26 @@
+"""What a subprocess of this program does first, so that it neither outlives its parent nor acts on its own.
+
+Imports the standard library alone: decoders must start at once. Signals that stop a job reach all of its processes;
+the parent alone decides what they mean. A parent that is killed cannot end its children, so the system does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import sys
+
+from balance.runtime.command import STOP_SIGNALS
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def follow_parent() -> None:
+    """Ignore the signals that stop a job, and end when the thread that started this process ends.
+
+    The latter on Linux only, and not where the parent was gone before this call: a pipe to the parent must tell then.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
