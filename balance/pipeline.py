@@ -116,6 +116,7 @@ def _embed(settings: Settings) -> Embedded:
     if settings.is_demo:
         ensure_demo(settings.cache / "demo", num_processes=settings.num_decoders, wrap=as_omegaconf)
     preflight.check_root(settings.root)
+    preflight.check_search(settings.search)
     device = resolve_device(settings.encoder.device)
     if settings.dataset.format is Format.embeddings:
         return _own_vectors(settings, device)

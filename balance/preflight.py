@@ -15,6 +15,8 @@ from balance.data.config import Ids
 from balance.encoders.config import EncoderConfig
 from balance.errors import UserError
 from balance.records import Index
+from balance.search import candidates
+from balance.search.config import SearchConfig
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +25,11 @@ def check_root(root: Path) -> None:
     """UserError where the folder of the indexes is none."""
     if not root.is_dir():
         raise UserError(f"dataset.root={root}: there is no such folder; type the folder with the index files")
+
+
+def check_search(config: SearchConfig) -> None:
+    """UserError where the search's backend cannot be used: said before hours of embedding."""
+    candidates.check(config.backend)
 
 
 def check_indexes(k: int, budget: int | None, indexes: Mapping[str, Index], ids_as: Ids) -> None:

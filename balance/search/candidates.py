@@ -9,6 +9,7 @@ after torch: the other order can crash where their CUDA versions differ.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -223,46 +224,70 @@ def faiss_on_gpu(faiss: Any, device: torch.device) -> FaissKnnSearch:
     return FaissKnnSearch(knn, device)
 
 
-def _faiss() -> Any:
-    """The module, or None where it is not installed."""
+def import_faiss() -> tuple[Any, str]:
+    """(the module, "") or (None, why not). After torch: the other order can crash where their CUDA versions differ."""
     try:
+        if importlib.util.find_spec("faiss") is None:
+            return None, "FAISS is not installed"
         import faiss
-    except ImportError:
-        return None
-    if hasattr(faiss, "knn_gpu"):
-        import faiss.contrib.torch_utils  # teaches FAISS to take CUDA tensors
+
+        if hasattr(faiss, "knn_gpu"):
+            import faiss.contrib.torch_utils  # teaches FAISS to take CUDA tensors
+    except Exception as error:  # a build without its libraries or for another numpy raises any kind
+        why = next(iter(str(error).splitlines()), "")
+        return None, f"FAISS is installed but does not import ({type(error).__name__}: {why})"
+    return faiss, ""
+
+
+def check(backend: Backend) -> None:
+    """UserError where the backend that was asked for cannot be used."""
+    if backend is Backend.faiss:
+        _demanded_faiss()
+
+
+def _demanded_faiss() -> Any:
+    faiss, why_not = import_faiss()
+    if faiss is None:
+        raise UserError(
+            f"search.backend=faiss was given; {why_not}: type `pip install faiss-cpu` (with a GPU: `pip install "
+            "faiss-gpu`, never both; a broken one with --force-reinstall), or search.backend=torch"
+        )
     return faiss
 
 
 def choose(backend: Backend, device: torch.device) -> tuple[CandidateSearch, str]:
-    """The first pass and one line that says which and why. UserError where the backend asked for is not installed."""
-    on_cuda = device.type == "cuda"
-    faiss = _faiss()
-    faiss_gpu = faiss is not None and on_cuda and hasattr(faiss, "knn_gpu") and faiss.get_num_gpus() > 0
-    if backend is Backend.faiss and faiss is None:
-        raise UserError(
-            "search.backend=faiss was given, but FAISS is not installed: type `pip install faiss-cpu` (with a GPU:"
-            " `pip install faiss-gpu`, never both), or search.backend=torch"
-        )
-    if backend is Backend.torch:
-        use_faiss, why = False, "search.backend=torch"
-    elif backend is Backend.faiss:
-        use_faiss, why = True, "search.backend=faiss"
-        if on_cuda and not faiss_gpu:
-            log.warning(
-                "search.backend=faiss, but the installed FAISS is built for CPUs only: searching on the CPU"
-                " (`pip uninstall faiss-cpu && pip install faiss-gpu`, or search.backend=torch, uses %s)",
-                device,
-            )
-    elif on_cuda:
-        missing = "FAISS is not installed" if faiss is None else "the installed FAISS is built for CPUs only"
-        use_faiss, why = faiss_gpu, "auto: FAISS sees the GPU" if faiss_gpu else f"auto: {missing}"
+    """The first pass and one line that says which and why. UserError where the backend asked for cannot be used.
+
+    auto: torch on a GPU, where FAISS's float32 does not come near its float16; on a CPU torch where its product is in
+    bfloat16 (1.6 times as fast as FAISS on Zen 4, twice on a Xeon), else FAISS (1.3 times as fast as torch's float32;
+    benchmarks/results/neighbours.txt).
+    """
+    faiss = None
+    if backend is Backend.faiss:
+        faiss, why = _demanded_faiss(), "search.backend=faiss"
+    elif backend is Backend.torch:
+        why = "search.backend=torch"
+    elif device.type == "cuda":
+        why = "auto: a GPU"
     else:
-        use_faiss = faiss is not None
-        why = "auto: no GPU, FAISS is installed" if use_faiss else "auto: no GPU, FAISS is not installed"
-    first_pass: CandidateSearch = TorchSearch(device)
-    if use_faiss:
-        first_pass = faiss_on_gpu(faiss, device) if faiss_gpu else FaissRangeSearch(faiss)
+        faiss, why_not = import_faiss()  # where torch is taken too: whoever has installed it learns that it is broken
+        why = f"auto: no GPU, {why_not or 'FAISS is installed'}"
+        if first_pass_dtype(device) is torch.bfloat16:
+            faiss, why = None, f"auto: no GPU, the processor has bfloat16 instructions{why_not and ', ' + why_not}"
+    first_pass = TorchSearch(device) if faiss is None else _faiss_search(faiss, device)
     kind = str(first_pass.dtype).removeprefix("torch.")
-    name = "FAISS" if use_faiss else "torch"
+    name = "torch" if faiss is None else "FAISS"
     return first_pass, f"search: {name} on {first_pass.device}, first pass in {kind} ({why})"
+
+
+def _faiss_search(faiss: Any, device: torch.device) -> CandidateSearch:
+    if device.type != "cuda":
+        return FaissRangeSearch(faiss)
+    if hasattr(faiss, "knn_gpu") and faiss.get_num_gpus() > 0:
+        return faiss_on_gpu(faiss, device)
+    log.warning(
+        "search.backend=faiss, but the installed FAISS is built for CPUs only: searching on the CPU"
+        " (`pip uninstall faiss-cpu && pip install faiss-gpu`, or search.backend=torch, uses %s)",
+        device,
+    )
+    return FaissRangeSearch(faiss)

@@ -127,43 +127,71 @@ def cached_search(
     wanted = min(max(k, config.k_cache), pool.shape[0])
     if k > wanted:
         return search(seeds, pool, k, config, device=device)  # raises: the pool is too small
-    folder = cache_dir / "neighbours"
-    path = folder / f"{key}.npz"
-    shape = (len(seeds), wanted)
+    kept = _Kept(cache_dir / "neighbours", key, (len(seeds), wanted))
     said = False
-    while (kept := _read_result(path, shape)) is None:
+    while (result := kept.read()) is None:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = locks.acquire(folder / f"{key}.lock")
+            lock = kept.acquire()
         except OSError as error:
             log.warning("the neighbours are kept for this run alone: %s", error)
             return search(seeds, pool, wanted, config, device=device, progress=progress)
         if lock is None:
             if not said:
-                log.info("another job searches the same neighbours; waiting for %s", path)
+                log.info("another job searches the same neighbours; waiting for %s", kept.path)
                 said = True
             time.sleep(WAIT_S)
             continue
         with lock:
-            if (kept := _read_result(path, shape)) is not None:
+            if (result := kept.read()) is not None:
                 break
-            scratch = folder / f"{key}.partial"
-            result = search(seeds, pool, wanted, config, device=device, scratch=scratch, progress=progress)
-            try:
-                files.write_npz(path, {"positions": result[0], "similarities": result[1]})
-            except OSError as error:
-                log.warning("the neighbours are kept for this run alone: %s", error)
-            shutil.rmtree(scratch, ignore_errors=True)
-            return result
-    return kept
+            result = search(seeds, pool, wanted, config, device=device, scratch=kept.scratch, progress=progress)
+            kept.write(result)
+            break
+    return result
 
 
-def _read_result(path: Path, shape: tuple[int, int]) -> Result | None:
-    """The first columns of a kept result; None if there is none, or one with too few columns."""
-    arrays = files.read_npz(path)
-    if arrays is None:
-        return None
-    positions, similarities = arrays["positions"], arrays["similarities"]
-    if positions.shape[0] != shape[0] or positions.shape[1] < shape[1]:
-        return None
-    return np.ascontiguousarray(positions[:, : shape[1]]), np.ascontiguousarray(similarities[:, : shape[1]])
+class _Kept:
+    """The neighbours of one key on disk, at least k per seed, and what guards and resumes their search."""
+
+    def __init__(self, folder: Path, key: str, shape: tuple[int, int]) -> None:
+        self._folder, self._key, self._shape = folder, key, shape
+        self.path = folder / f"{key}.npz"
+        self.scratch = folder / f"{key}.partial"
+        self._useless: tuple[int, ...] | None = None  # the file that was looked at and cannot be used
+
+    def read(self) -> Result | None:
+        """The first columns of the kept result; None where there is none, a damaged one, or one with too few columns.
+
+        A file is looked at once, so damage is said once.
+        """
+        try:
+            stat = self.path.stat()
+        except OSError:
+            return None
+        version = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        if version == self._useless:
+            return None
+        self._useless = version
+        arrays = files.read_npz(self.path)
+        if arrays is None:
+            return None
+        positions, similarities = arrays["positions"], arrays["similarities"]
+        num_seeds, k = self._shape
+        if positions.shape != similarities.shape or len(positions) != num_seeds or positions.shape[1] < k:
+            return None
+        return np.ascontiguousarray(positions[:, :k]), np.ascontiguousarray(similarities[:, :k])
+
+    def acquire(self) -> locks.Lock | None:
+        """The right to make this result; None while another job has it. OSError where nothing can be written."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return locks.acquire(self._folder / f"{self._key}.lock")
+
+    def write(self, result: Result) -> None:
+        """Keep it and let go of what resumes it; a warning where it cannot be kept."""
+        for left_over in self._folder.glob(f"tmp-{self._key}-*"):  # of a writer that was killed: this one has the lock
+            files.remove_left_over(left_over)
+        try:
+            files.write_npz(self.path, {"positions": result[0], "similarities": result[1]})
+        except OSError as error:
+            log.warning("the neighbours are kept for this run alone: %s", error)
+        shutil.rmtree(self.scratch, ignore_errors=True)
