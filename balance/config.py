@@ -9,6 +9,7 @@ an installed package and at the top of a checkout. What neither has, such as `lo
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import logging
 import os
@@ -79,7 +80,10 @@ class Settings(EmbedConfig):
 
     @property
     def root(self) -> Path:
-        """The folder of the index files; UserError if it is not given."""
+        """The folder of the index files; UserError if it is not given. Where the media hold the index, that of the
+        media will do."""
+        if self.dataset.root is None and self.dataset.media is not None and self.dataset.format.is_its_own_index:
+            return Path(self.dataset.media).expanduser()
         if self.dataset.root is None:
             raise UserError(
                 "dataset.root is not given: type dataset.root=/folder/with/index/files "
@@ -200,7 +204,10 @@ def _absolute(settings: Settings) -> Settings:
         return None if value is None else str(Path(value).expanduser().absolute())
 
     def index(value: str) -> str:
-        return str(Path(value).expanduser().absolute()) if "/" in value else value
+        """A path that was found in the working directory; one under the root means the same from everywhere."""
+        path = Path(value)
+        is_here = "/" in value and path.parent.is_dir() and any(path.parent.glob(f"{glob.escape(path.name)}*"))
+        return str(path.absolute()) if is_here else value
 
     given = settings.dataset
     dataset = replace(

@@ -29,8 +29,8 @@ from balance.curation.config import AugmentConfig, Copies, Leaks
 from balance.curation.removed import Removals
 from balance.data import clip_ids, formats, precomputed, splits
 from balance.data.config import Format, Ids
+from balance.data.locate import NoSuchIndex
 from balance.data.ontology import ontology_file, read_ontology, read_parents
-from balance.data.vipant_index import NoSuchIndex
 from balance.demo.making import ensure_demo
 from balance.embed.stage import embed_media
 from balance.encoders.checkpoint import read_checkpoint

@@ -27,6 +27,11 @@ class Format(Enum):
         """Whether the clips lie inside larger files, which the index was read from: none can be missing alone."""
         return self in (Format.parquet, Format.webdataset)
 
+    @property
+    def is_its_own_index(self) -> bool:
+        """Whether the media are all there is: nothing else lies under `dataset.root`."""
+        return self.in_containers
+
 
 class Ids(Enum):
     """Whether ids are YouTube ids when it is asked if two of them mean the same clip."""
@@ -38,11 +43,11 @@ class Ids(Enum):
 
 @dataclass(kw_only=True, slots=True)
 class ColumnsConfig:
-    """Names of the columns of parquet files."""
+    """Names of the columns of parquet files, and of the labels in the json of tar shards."""
 
     id: str = key("video_id", "column of the clip's id (dataset.format=parquet)")
     audio: str = key("audio", "column of the audio bytes")
-    labels: str = key("labels", "column of the list of labels")
+    labels: str | None = key("labels", "column (in tar shards: key of the json) of the labels; null: there are none")
 
     def __post_init__(self) -> None:
         names = [self.id, self.audio, self.labels]

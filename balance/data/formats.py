@@ -17,9 +17,10 @@ import pyarrow as pa
 
 from balance.data import ast_json, parquet_files, precomputed, tar_shards, vipant_index
 from balance.data.config import ColumnsConfig, Format
+from balance.data.locate import index_file, one_file
 from balance.data.media_scan import scan
 from balance.data.segments import match, read_list, to_index, wanted, write_list
-from balance.data.vipant_index import NoSuchIndex, existing_indexes, index_weights, resolve, write_weights
+from balance.data.vipant_index import index_weights, write_weights
 from balance.errors import UserError
 from balance.records import Index, Int64, Labels
 
@@ -34,23 +35,16 @@ def read_split(format: Format, value: str, *, root: Path, media: Path, columns: 
     """
     label_map = root / ast_json.LABEL_MAP
     readers = {
-        Format.vipant: lambda: vipant_index.read_index(resolve(root, value), media),
+        Format.vipant: lambda: vipant_index.read_index(index_file(root, value), media),
         Format.ast_json: lambda: ast_json.read_ast_json(
-            _one_file(root, value, ".json"), media=media, label_map=label_map
+            one_file(root, value, ".json"), media=media, label_map=label_map
         ),
         Format.parquet: lambda: parquet_files.read_parquet(media, value, columns),
-        Format.webdataset: lambda: tar_shards.read_tar(media, value),
-        Format.segments: lambda: _read_segments(_one_file(root, value, ".csv"), media),
+        Format.webdataset: lambda: tar_shards.read_tar(media, value, columns.labels),
+        Format.segments: lambda: _read_segments(one_file(root, value, ".csv"), media),
         Format.embeddings: lambda: precomputed.read_ids(root, value),
     }
     return readers[format]()
-
-
-def _one_file(root: Path, value: str, suffix: str) -> Path:
-    path = Path(value) if "/" in value or value.endswith(suffix) else root / f"{value}{suffix}"
-    if not path.is_file():
-        raise NoSuchIndex(f"{path}: no such file. {existing_indexes(path.parent, (suffix,))}")
-    return path
 
 
 def _read_segments(path: Path, media: Path) -> Index:

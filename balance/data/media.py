@@ -111,24 +111,31 @@ class MediaReader:
             self._parquet.close()
             self._parquet = None
 
-    def _read_row(self, file: str, path: str, row: int) -> BinaryIO:
+    def _read_row(self, file: str, path: str, row: int) -> str | BinaryIO:
         try:
             if self._parquet is None or self._parquet.file != file:
                 self.close()
                 self._parquet = _ParquetColumn(file, self._columns["audio"])
-            data = self._parquet.read(row)
+            data, name = self._parquet.read(row)
         except (OSError, ValueError, KeyError, IndexError, StopIteration) as error:
             self.close()
             # Not Arrow's own words, which hold paths.
             known = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else ""
             raise _fail(path, known or f"the row cannot be read ({type(error).__name__})") from None
-        if data is None:
-            raise _fail(path, "no bytes in the row")
-        return io.BytesIO(data)
+        if data is not None:
+            return io.BytesIO(data)
+        if not name:
+            raise _fail(path, "neither bytes nor a path in the row")
+        plain = relative_path(name, self._media_root)
+        if plain is None:
+            raise _fail(path, "the row has no bytes, and its path leads outside dataset.media")
+        if not os.path.isfile(os.path.join(self._media_root, plain)):
+            raise _fail(path, f"the row has no bytes, and there is no file {plain} under dataset.media")
+        return os.path.join(self._media_root, plain)
 
 
 class _ParquetColumn:
-    """Forward reading of one column's bytes in one parquet file."""
+    """Forward reading of the audio column of one parquet file."""
 
     def __init__(self, file: str, column: str) -> None:
         import pyarrow as pa
@@ -137,8 +144,9 @@ class _ParquetColumn:
         self.file = file
         self._parquet = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
         kind = self._parquet.schema_arrow.field(column).type
-        self._leaf = f"{column}.bytes" if pa.types.is_struct(kind) else column
         self._is_struct = pa.types.is_struct(kind)
+        names = {field.name for field in kind} if self._is_struct else set()
+        self._leaves = [f"{column}.{name}" for name in ("bytes", "path") if name in names] or [column]
         self._column = column
         metadata = self._parquet.metadata
         self._group_sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
@@ -147,7 +155,8 @@ class _ParquetColumn:
         self._batch: Any = None
         self._first = self._stop = 0
 
-    def read(self, row: int) -> bytes | None:
+    def read(self, row: int) -> tuple[bytes | None, str | None]:
+        """(the audio's bytes, the path of its file), None where the row has none."""
         group, start = 0, 0
         while group < len(self._group_sizes) and row >= start + self._group_sizes[group]:
             start += self._group_sizes[group]
@@ -156,14 +165,15 @@ class _ParquetColumn:
             raise IndexError(row)
         if group != self._group or row < self._first:
             self._group = group
-            self._batches = self._parquet.iter_batches(PARQUET_BATCH_ROWS, row_groups=[group], columns=[self._leaf])
+            self._batches = self._parquet.iter_batches(PARQUET_BATCH_ROWS, row_groups=[group], columns=self._leaves)
             self._first = self._stop = start
         while row >= self._stop:
             self._batch = next(self._batches).column(0)
             self._first, self._stop = self._stop, self._stop + len(self._batch)
         value = self._batch[row - self._first].as_py()
-        data: bytes | None = value["bytes"] if self._is_struct and value is not None else value
-        return data
+        if not self._is_struct:
+            return value, None
+        return (None, None) if value is None else (value.get("bytes"), value.get("path"))
 
     def close(self) -> None:
         self._parquet.close()
@@ -174,6 +184,8 @@ def _fail(path: str, why: str) -> OSError:
 
 
 def _read_member(file: str, path: str, offset: int, size: int) -> BinaryIO:
+    if size < 0:
+        raise _fail(path, "the shard has no audio of this key")
     try:
         descriptor = os.open(file, os.O_RDONLY)
     except OSError as error:

@@ -19,7 +19,7 @@ from balance.data.clip_ids import check_ids, refuse_duplicates
 from balance.data.config import ColumnsConfig
 from balance.data.containers import find, relative
 from balance.data.vipant_index import labels_from_lists
-from balance.errors import UserError
+from balance.errors import UserError, damage_named
 from balance.records import Index, Labels
 from balance.runtime.files import atomic
 
@@ -27,29 +27,18 @@ from balance.runtime.files import atomic
 def read_parquet(media_root: Path, value: str, columns: ColumnsConfig) -> Index:
     """Rows of parquet files (Hugging Face style) as an index, in the order of files and rows.
 
-    id: string; audio: struct<bytes: binary, path: string> or binary; labels: list of strings, ids or names. UserError
-    names file and column where a type is another.
+    id: string; audio: struct<bytes: binary, path: string>, one of the two, or binary; labels: list of strings, ids or
+    names (columns.labels None: there are none). UserError names file and column where a type is another.
     """
     ids, paths, labels = [], [], []
-    id_column, labels_column = columns.id, columns.labels
     for file in find(media_root, value, ".parquet"):
         name = relative(media_root, file)
-        try:
-            with pq.ParquetFile(file) as parquet:
-                _check_columns(file, parquet.schema_arrow, columns)
-                table = parquet.read([id_column, labels_column])
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{file}: not a complete parquet file ({str(error).splitlines()[0]})") from None
-        column = table.column(id_column).cast(pa.string())
-        lists = table.column(labels_column).combine_chunks()
-        if isinstance(lists, pa.ChunkedArray):
-            lists = pa.concat_arrays(lists.chunks) if lists.num_chunks else pa.array([], lists.type)
-        nulls = pc.is_null(pc.list_flatten(lists))
-        if pc.any(nulls).as_py():
-            row = int(pc.list_parent_indices(lists)[pc.index(nulls, True).as_py()].as_py())
-            raise UserError(f"{media.parquet_key(str(file), row)}: null among the labels in column {labels_column!r}")
-        ids += column.chunks
-        labels += table.column(labels_column).cast(pa.list_(pa.string())).chunks
+        with damage_named(f"{file}: not a complete parquet file"), pq.ParquetFile(file) as parquet:
+            _check_columns(file, parquet.schema_arrow, columns)
+            table = parquet.read([column for column in (columns.id, columns.labels) if column is not None])
+            table.validate(full=True)
+            ids += table.column(columns.id).cast(pa.string()).chunks
+            labels += _label_lists(file, table, columns.labels)
         paths += [media.parquet_key(name, row) for row in range(table.num_rows)]
     if not paths:
         raise UserError(f"{value}: empty index: the parquet files hold no rows")
@@ -58,6 +47,22 @@ def read_parquet(media_root: Path, value: str, columns: ColumnsConfig) -> Index:
     refuse_duplicates(value, all_ids)
     of_all = labels_from_lists(pa.concat_arrays(labels))
     return Index(f"{value}.parquet", all_ids, pa.array(paths, type=pa.string()), of_all)
+
+
+def _label_lists(file: Path, table: Any, column: str | None) -> list[Any]:
+    """The labels of one file, as arrays of list<string>; UserError where a label is null."""
+    kind = pa.list_(pa.string())
+    if column is None:
+        return [pa.nulls(table.num_rows, kind)]
+    chunks: list[Any] = table.column(column).cast(kind).chunks
+    first = 0
+    for lists in chunks:
+        nulls = pc.is_null(pc.list_flatten(lists))
+        if pc.any(nulls).as_py():
+            row = first + int(pc.list_parent_indices(lists)[pc.index(nulls, True).as_py()].as_py())
+            raise UserError(f"{media.parquet_key(str(file), row)}: null among the labels in column {column!r}")
+        first += len(lists)
+    return chunks
 
 
 def _is_text(kind: Any) -> bool:
@@ -74,9 +79,10 @@ def _is_bytes(kind: Any) -> bool:
 
 
 def _is_audio(kind: Any) -> bool:
-    if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0 and _is_bytes(kind.field("bytes").type)
-    return _is_bytes(kind)
+    if not pa.types.is_struct(kind):
+        return _is_bytes(kind)
+    fields = {field.name: field.type for field in kind}
+    return _is_bytes(fields.get("bytes", pa.null())) or _is_text(fields.get("path", pa.null()))
 
 
 def _check_columns(file: Path, schema: Any, columns: ColumnsConfig) -> None:
@@ -86,6 +92,8 @@ def _check_columns(file: Path, schema: Any, columns: ColumnsConfig) -> None:
         "labels": (columns.labels, lambda kind: _is_list_of(kind, _is_text), "list<string> of ids or names"),
     }
     for key, (column, is_right, words) in wanted.items():
+        if column is None:
+            continue
         if schema.get_field_index(column) < 0:
             names = ", ".join(schema.names)
             raise UserError(f"{file}: no column {column!r} (it has {names}); say dataset.columns.{key}=…")
@@ -94,7 +102,7 @@ def _check_columns(file: Path, schema: Any, columns: ColumnsConfig) -> None:
             raise UserError(f"{file}: column {column!r} is {kind}; dataset.columns.{key} must be {words}")
 
 
-def _label_lists(labels: Labels) -> pa.Array:
+def _lists_of(labels: Labels) -> pa.Array:
     names = pa.array(labels.names, type=pa.string()).take(pa.array(labels.codes))
     return pa.ListArray.from_arrays(pa.array(labels.offsets, type=pa.int32()), names)
 
@@ -107,8 +115,9 @@ def write_rows(path: Path, chosen: Index, columns: ColumnsConfig) -> None:
             columns.id: chosen.ids,
             "file": pa.array([f"{file}.parquet" for file, _, _ in keys], type=pa.string()),
             "row": pa.array([int(row) for _, _, row in keys], type=pa.int64()),
-            columns.labels: _label_lists(chosen.labels),
         }
     )
+    if columns.labels is not None:
+        table = table.append_column(columns.labels, _lists_of(chosen.labels))
     with atomic(path) as file:
         pq.write_table(table, file)

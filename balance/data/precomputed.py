@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 import weakref
 import zipfile
@@ -24,13 +25,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from balance.data.clip_ids import check_ids, read_id_file, refuse_duplicates
-from balance.data.vipant_index import NoSuchIndex, read_index
+from balance.data.locate import NoSuchIndex, candidates
+from balance.data.vipant_index import read_index
 from balance.errors import UserError
 from balance.records import Float32, Index, Int64, Labels
 from balance.runtime.wording import listed
 
 BLOCK_BYTES = 16 << 20
 SUFFIXES = (".npy", ".parquet", ".csv")
+_ANY_SUFFIX = r"(\.npy|\.parquet|\.csv)+$"
 
 
 class FlatVectors:
@@ -156,10 +159,10 @@ def refuse_other_dims(**splits: PrecomputedSplit) -> None:
 
 
 def _base(root: Path, value: str) -> Path:
-    is_path = "/" in value or value.endswith(SUFFIXES)
-    for suffix in SUFFIXES:
-        value = value.removesuffix(suffix)
-    return Path(value) if is_path else root / value
+    """The files' path without suffix: of the first place where there are any, else of the first place."""
+    bases = [re.sub(_ANY_SUFFIX, "", str(path)) for path in candidates(root, value, SUFFIXES)]
+    forms = ("", *SUFFIXES, ".ids.txt")
+    return Path(next((base for base in bases if any(os.path.exists(base + form) for form in forms)), bases[0]))
 
 
 def _existing_vectors(folder: Path) -> str:

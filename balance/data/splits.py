@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import TypeVar
 
-from balance.data import vipant_index
 from balance.data.config import DatasetConfig
+from balance.data.locate import NoSuchIndex
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +20,6 @@ def read_splits(dataset: DatasetConfig, read: Callable[[str], T]) -> dict[str, T
     if dataset.eval is not None:
         try:
             found["eval"] = read(dataset.eval)
-        except vipant_index.NoSuchIndex as error:
+        except NoSuchIndex as error:
             log.warning("no guard against evaluation clips: %s", error)
     return found

@@ -22,11 +22,11 @@ import pyarrow.compute as pc
 import pyarrow.json
 
 from balance.data.clip_ids import check_ids, refuse_duplicates
+from balance.data.locate import NoSuchIndex, existing_indexes
 from balance.data.media import relative_path
 from balance.errors import UserError
 from balance.records import Float64, Index, Int64, Labels
 from balance.runtime.files import atomic, atomic_text
-from balance.runtime.wording import listed
 
 BLOCK_BYTES = 64 << 20
 
@@ -42,45 +42,8 @@ _SCHEMA = pa.schema(
 _JSON_BLANKS = " \t"  # Python's strip takes more, such as U+2028, which json.loads refuses
 _SEGMENT_LINE = re.compile(rb'[\w-]{11}, *[\d.]+, *[\d.]+, *"')
 _NOT_PLAIN = r"^/|//|(^|/)\.\.?(/|$)|[\x00-\x1f]"
-_NOT_AN_INDEX = re.compile(r"_weight$|^ids_|^class_labels_indices$|^augmented_k\d+$")
 
 Bytes = npt.NDArray[np.uint8]
-
-
-class NoSuchIndex(UserError):
-    """There is no file for a split: of the eval list this is only worth a warning."""
-
-
-def resolve(root: Path, value: str) -> Path:
-    """The file that `dataset.balanced` and its like mean.
-
-    A bare name X means src_X.csv, else src_full_X.csv, else X.csv under `root`; a value with a slash or ending in
-    `.csv` is a path, relative to the working directory. NoSuchIndex where there is no such file: names the indexes
-    that are there.
-    """
-    if "/" in value or value.endswith(".csv"):
-        path = Path(value)
-        if path.is_file():
-            return path
-        raise NoSuchIndex(f"{path}: no such index file. {existing_indexes(path.parent)}")
-    for name in (f"src_{value}.csv", f"src_full_{value}.csv", f"{value}.csv"):
-        if (root / name).is_file():
-            return root / name
-    raise NoSuchIndex(
-        f"no index {value!r} under {root} (looked for src_{value}.csv, src_full_{value}.csv, {value}.csv). "
-        f"{existing_indexes(root)}"
-    )
-
-
-def existing_indexes(root: Path, suffixes: tuple[str, ...] = (".csv",)) -> str:
-    """One sentence that lists the index files in a folder, for messages."""
-    if not root.is_dir():
-        return f"There is no folder {root}."
-    names = [p.name for p in root.iterdir() if p.suffix in suffixes and not _NOT_AN_INDEX.search(p.stem)]
-    if not names:
-        return f"There is no index in {root}: python -m balance.index makes one."
-    names.sort(key=lambda name: (not name.startswith("src_"), name))
-    return f"There are: {listed(names, 12)}."
 
 
 def index_weights(labels: Labels) -> Float64:

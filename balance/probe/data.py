@@ -21,8 +21,8 @@ import pyarrow.compute as pc
 
 from balance.data.clip_ids import comparable
 from balance.data.config import DatasetConfig, Ids
+from balance.data.locate import NoSuchIndex
 from balance.data.precomputed import read_vectors
-from balance.data.vipant_index import NoSuchIndex
 from balance.embed.store import Store
 from balance.errors import UserError
 from balance.prepared import Prepared

@@ -23,8 +23,10 @@ import soundfile
 from balance.audio import decode
 from balance.data import media
 from balance.data.config import ColumnsConfig, Format
+from balance.data.containers import find, relative
 from balance.data.formats import read_split, write_index
-from balance.data.vipant_index import NoSuchIndex, index_weights
+from balance.data.locate import NoSuchIndex
+from balance.data.vipant_index import index_weights
 from balance.errors import UserError
 
 COLUMNS = ColumnsConfig()
@@ -354,6 +356,134 @@ def tar_with(name: str, data: bytes, suffix: str = "flac"):
     return write
 
 
+def tar_of_keys(*names: str):
+    def write(root: Path) -> None:
+        with tarfile.open(root / "X.tar", "w") as tar:
+            for name in names:
+                add_member(tar, name, b'{"labels": ["x"]}' if name.endswith(".json") else name.encode())
+
+    return write
+
+
+def two_tars_in_one(root: Path) -> None:
+    for name in ("X", "Y"):
+        with tarfile.open(root / f"{name}.tar", "w") as tar:
+            add_member(tar, f"{name}.flac", b"x")
+            add_member(tar, f"{name}.json", b"{}")
+    (root / "X.tar").write_bytes((root / "X.tar").read_bytes() + (root / "Y.tar").read_bytes())
+
+
+def tar_of_links(kind: str, target: str = "x.bin"):
+    """abc.flac as a link: "1" a hard one, "2" a symbolic one."""
+
+    def write(root: Path) -> None:
+        with tarfile.open(root / "X.tar", "w") as tar:
+            add_member(tar, "x.bin", b"audio")
+            info = tarfile.TarInfo("abc.flac")
+            info.type, info.linkname = kind.encode(), target
+            tar.addfile(info)
+            add_member(tar, "abc.json", b'{"labels": ["x"]}')
+
+    return write
+
+
+def read_tar(root: Path, columns: ColumnsConfig = COLUMNS):
+    index = read(Format.webdataset, root, columns=columns)
+    labels = [index.labels[row] for row in range(len(index))]
+    return dict(zip(index.ids.to_pylist(), zip(index.paths.to_pylist(), labels, strict=True), strict=True))
+
+
+def member_bytes(root: Path, index, row: int) -> bytes:
+    reader = media.MediaReader(str(root), "webdataset", NAMES)
+    with reader.open(index.paths[row].as_py(), int(index.offsets[row]), int(index.sizes[row])) as source:
+        return source.read()
+
+
+def test_keys_with_dots(root):
+    tar_of_keys("a_30.000.flac", "a_30.000.json", "b.p0.mp3", "b.json", "d.e/c.seg.json", "d.e/c.wav", "d.e/c.json")(
+        root
+    )
+    assert read_tar(root) == {
+        "a_30.000": ("X.tar: a_30.000.flac", ("x",)),
+        "b": ("X.tar: b.p0.mp3", ("x",)),
+        "d.e/c": ("X.tar: d.e/c.wav", ("x",)),
+    }
+
+
+def test_what_macos_leaves_is_nobodys_clip(root):
+    tar_of_keys(
+        "._a.flac",
+        "a.flac",
+        "._a.json",
+        "a.json",
+        "d/._b.json",
+        "d/.DS_Store",
+        "__MACOSX/a.flac",
+        "d/b.wav",
+        "d/b.json",
+    )(root)
+    assert list(read_tar(root)) == ["a", "d/b"]
+    (root / "._X-000000.tar").write_bytes(b"junk")
+    (root / "X.tar").rename(root / "X-000000.tar")
+    assert list(read_tar(root)) == ["a", "d/b"]
+
+
+def test_a_key_without_audio_counts_as_undecodable(root, caplog):
+    tar_of_keys("a.flac", "a.json", "b.json", "c.pcm", "c.json", "d.txt", "d.cls", "a.txt", "a.seg.npy")(root)
+    index = read(Format.webdataset, root)
+    assert index.ids.to_pylist() == ["a", "b", "c", "d"]
+    assert member_bytes(root, index, 0) == b"a.flac"
+    for row in (1, 2, 3):
+        with pytest.raises(OSError, match="the shard has no audio of this key"):
+            member_bytes(root, index, row)
+    assert "3 keys have no audio of a known suffix and count as undecodable: X.tar: b.json" in caplog.text
+
+
+def test_a_hard_link_is_what_it_leads_to(root):
+    tar_of_links("1")(root)
+    index = read(Format.webdataset, root)
+    assert index.ids.to_pylist()[0] == "abc"
+    assert member_bytes(root, index, 0) == b"audio"
+
+
+def test_the_key_of_the_labels_can_be_named(root, caplog):
+    def write(**records) -> None:
+        with tarfile.open(root / "X.tar", "w") as tar:
+            for key, record in records.items():
+                add_member(tar, f"{key}.wav", b"x")
+                add_member(tar, f"{key}.json", json.dumps(record).encode())
+
+    write(a={"tag": ["x", "y"]}, b={"tag": "Male speech"}, c={"tag": []})
+    labels = {id: labels for id, (_, labels) in read_tar(root, ColumnsConfig(labels="tag")).items()}
+    assert labels == {"a": ("x", "y"), "b": ("Male speech",), "c": ()}
+    assert not caplog.text
+    assert {labels for _, labels in read_tar(root, ColumnsConfig(labels=None)).values()} == {()}
+    write(a={"labels": ["x"]}, b={"seconds": 3})
+    assert read_tar(root)["b"][1] == ()
+    assert "the json of 1 of the 2 clips has no 'labels'" in caplog.text
+    caplog.clear()
+    write(a={"seconds": 3}, b={"seconds": 3})
+    assert read_tar(root)["b"][1] == ()
+    assert "other keys there: seconds" in caplog.text
+
+
+def test_bit_flips_of_a_tar_are_errors_or_change_nothing_that_is_read(root):
+    """Headers carry checksums; whatever stops tarfile without a word is an error."""
+    tar_of_keys("a.flac", "a.json", "b.flac", "b.json")(root)
+    data = (root / "X.tar").read_bytes()
+    want = read_tar(root)
+    rng = np.random.default_rng(0)
+    for bit in rng.choice(8 * 3 * 1024, 400, replace=False):
+        broken = bytearray(data)
+        broken[bit // 8] ^= 1 << bit % 8
+        (root / "X.tar").write_bytes(broken)
+        try:
+            got = read_tar(root)
+        except UserError:
+            continue
+        assert got.keys() == want.keys(), bit
+
+
 def parquet_with(**columns):
     def write(root: Path) -> None:
         table = {
@@ -395,7 +525,20 @@ GOOD = {"wav": "a.wav", "labels": "/m/a"}
         (Format.webdataset, [junk("X.tar", b"junk" * 400)], "X.tar: not a complete tar"),
         (Format.webdataset, [tar_without_json], "X.tar: abc.flac: no abc.json"),
         (Format.webdataset, [tar_with("abc.json", b"{")], "X.tar: abc.json: not JSON"),
-        (Format.webdataset, [tar_with("abc.json", b'{"labels": "x"}')], "X.tar: abc.json: must be an object"),
+        (Format.webdataset, [tar_with("abc.json", b'{"labels": 7}')], "X.tar: abc.json: must be an object"),
+        (Format.webdataset, [tar_with("abc.json", b'{"labels": "a,b"}')], "X.tar: abc.json: must be an object"),
+        (Format.webdataset, [tar_with("abc.json", b"[]")], "X.tar: abc.json: must be an object"),
+        (
+            Format.webdataset,
+            [tar_with("abc.json", b'{"text": ["x"], "tag": ["y"], "id": 1}')],
+            "no clip's json has 'labels'; it has text, tag, id. Type dataset.columns.labels=tag",
+        ),
+        (Format.webdataset, [two_tars_in_one], "X.tar: not a complete tar file (data that are no member at byte"),
+        (Format.webdataset, [tar_of_links("2")], "X.tar: abc.flac: no regular file"),
+        (Format.webdataset, [tar_of_links("1", "gone.flac")], "X.tar: abc.flac: no regular file"),
+        (Format.webdataset, [tar_of_keys("a.left.wav", "a.right.wav", "a.json")], "second audio file of the key 'a'"),
+        (Format.webdataset, [junk("X.tar.gz")], "X.tar.gz: compressed as a whole"),
+        (Format.webdataset, [junk("X-000000.tar.gz")], "X-000000.tar.gz: compressed as a whole"),
         (Format.webdataset, [tar_with("abc.wav", b"")], "second audio file of the key 'abc'"),
         (Format.webdataset, [tar_with("abc.json", b"{}", "txt")], "empty index"),
         (Format.parquet, [junk("X.parquet")], "not a complete parquet file"),
@@ -453,6 +596,120 @@ def test_absent_names_list_what_is_there(root, format):
         read(format, root, "nope")
     assert "nope" in str(caught.value)
     assert re.search(r"There (are|is)", str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("value", "files", "found"),
+    [
+        ("train", ["train-clean-000000", "train-000000", "train-000001", "train"], ["train"]),
+        ("train", ["train-clean-000000", "train-000000", "train-000001"], ["train-000000", "train-000001"]),
+        (
+            "train",
+            ["train-00000-of-00002", "train-00001-of-00002", "train-x"],
+            ["train-00000-of-00002", "train-00001-of-00002"],
+        ),
+        ("train", ["train-00000-of-00001-0123456789abcdef"], ["train-00000-of-00001-0123456789abcdef"]),
+        ("train", ["train/b", "train/a", "train/._a", "trainer-0"], ["train/a", "train/b"]),
+        ("data/train", ["data/train/a"], ["data/train/a"]),
+        ("data/train", ["data/train-000000"], ["data/train-000000"]),
+        ("train.tar", ["train"], ["train"]),
+        ("train-clean", ["train-clean-000000", "train-000000"], ["train-clean-000000"]),
+    ],
+)
+def test_what_a_name_means(root, value, files, found):
+    for name in files:
+        (root / f"{name}.tar").parent.mkdir(exist_ok=True, parents=True)
+        (root / f"{name}.tar").touch()
+    assert find(root, value, ".tar") == [root / f"{name}.tar" for name in found]
+
+
+def test_a_path_is_first_one_of_the_working_directory(root, monkeypatch):
+    (root / "here" / "data").mkdir(parents=True)
+    (root / "data").mkdir()
+    for folder in (root / "data", root / "here" / "data"):
+        (folder / "train-000000.tar").touch()
+    monkeypatch.chdir(root / "here")
+    assert find(root, "data/train", ".tar") == [Path("data/train-000000.tar")]
+    with pytest.raises(NoSuchIndex, match=r"looked in the working directory and under .*There are: data/"):
+        find(root, "x/train", ".tar")
+    with pytest.raises(NoSuchIndex, match=r"'train' \(looked under "):
+        find(root, "train", ".tar")
+
+
+def test_absent_shards_are_said(root, caplog):
+    for name in ("X-00000-of-00003", "X-00002-of-00003"):
+        (root / f"{name}.tar").touch()
+    find(root, "X", ".tar")
+    assert "2 of the 3 shards are there" in caplog.text
+
+
+def test_a_file_elsewhere_gives_the_folder_of_both(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f"say dataset.media={tmp_path},"):
+        relative(tmp_path / "a", tmp_path / "b" / "x.tar")
+
+
+AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+@pytest.mark.parametrize("kind", [AUDIO, pa.struct([("path", pa.string())])])
+def test_audio_by_path(root, kind):
+    files = make_audio(root / "audio")
+    names = [f"audio/{files[clip[0]].name}" for clip in CLIPS]
+    names[1] = f"./{names[1]}"
+    names[2] = str(root / names[2])
+    audio = pa.array([{"path": name} for name in names], type=kind)
+    table = parquet_table(files, CLIPS).set_column(1, "audio", audio)
+    pq.write_table(table, root / "X.parquet", row_group_size=3)
+    index = read(Format.parquet, root)
+    for row, clip in enumerate(CLIPS):
+        direct, _ = soundfile.read(files[clip[0]], dtype="float32", always_2d=True)
+        assert load(root, Format.parquet, index, row).num_samples == len(direct)
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("../x.wav", "its path leads outside dataset.media"),
+        ("/etc/x.wav", "its path leads outside dataset.media"),
+        ("audio", "there is no file audio under dataset.media"),
+        ("gone.wav", "there is no file gone.wav under dataset.media"),
+        (None, "neither bytes nor a path"),
+    ],
+)
+def test_audio_by_a_path_that_is_none(root, path, why):
+    pq.write_table(pa.table({"audio": pa.array([{"path": path}], type=AUDIO)}), root / "X.parquet")
+    with pytest.raises(OSError, match=why):
+        media.MediaReader(str(root), "parquet", NAMES).open("X.parquet row 0", -1, -1)
+
+
+def test_parquet_without_labels(root):
+    files = make_audio(root / "audio")
+    pq.write_table(parquet_table(files, CLIPS).drop_columns(["labels"]), root / "X.parquet")
+    columns = ColumnsConfig(labels=None)
+    index = read(Format.parquet, root, columns=columns)
+    assert index.labels.sizes().tolist() == [0] * 4
+    written, _ = write_index(Format.parquet, [index], root, 3, columns=columns)
+    assert pq.read_table(written).column_names == ["video_id", "file", "row"]
+
+
+def test_bit_flips_of_parquet_are_errors_that_name_the_file(root):
+    """Damage of the parts that are read is refused, or (without checksums) changes a value; never a traceback."""
+    parquet_with()(root)
+    data = (root / "X.parquet").read_bytes()
+    rng = np.random.default_rng(0)
+    refused: list[str] = []
+    for bit in rng.choice(8 * len(data), 600, replace=False):
+        broken = bytearray(data)
+        broken[bit // 8] ^= 1 << bit % 8
+        (root / "X.parquet").write_bytes(broken)
+        try:
+            read(Format.parquet, root)
+        except UserError as error:
+            refused.append(str(error))
+    assert len(refused) > 100
+    assert all("X" in message and "\n" not in message for message in refused)
 
 
 def test_the_failure_of_a_member_names_it(root):

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from balance.data import precomputed
+from balance.data.locate import NoSuchIndex
 from balance.data.precomputed import read_ids, read_vectors, refuse_other_dims
-from balance.data.vipant_index import NoSuchIndex
 from balance.errors import UserError
 
 IDS = ["--a_b", "zz", "b-c", "naïve", "id.with.dots"]

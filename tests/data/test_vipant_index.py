@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balance.data import vipant_index
-from balance.data.vipant_index import index_weights, read_index, resolve
+from balance.data.locate import index_file
+from balance.data.vipant_index import index_weights, read_index
 from balance.errors import UserError
 from balance.records import Labels
 
@@ -196,22 +197,22 @@ def test_missing_index_lists_those_there(tmp_path):
         read_index(tmp_path)
 
 
-def test_resolve(tmp_path, monkeypatch):
+def test_index_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     root = tmp_path / "data"
     root.mkdir()
     for name in ("X.csv", "src_full_X.csv", "src_X.csv"):
         (root / name).touch()
-        assert resolve(root, "X") == root / name
+        assert index_file(root, "X") == root / name
     (tmp_path / "mine.csv").touch()
-    assert resolve(root, "mine.csv") == Path("mine.csv")
-    assert resolve(root, "data/X.csv") == Path("data/X.csv")
+    assert index_file(root, "mine.csv") == Path("mine.csv")
+    assert index_file(root, "data/X.csv") == Path("data/X.csv")
     with pytest.raises(UserError, match=r"no index 'Y' under .* There are: src_X\.csv"):
-        resolve(root, "Y")
+        index_file(root, "Y")
     with pytest.raises(UserError, match="There is no folder"):
-        resolve(root / "absent", "Y")
+        index_file(root / "absent", "Y")
     with pytest.raises(UserError, match="no such index file"):
-        resolve(root, "data/Y.csv")
+        index_file(root, "data/Y.csv")
 
 
 def test_weights_against_the_formula():
