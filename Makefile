@@ -1,4 +1,4 @@
-# make run | test | check | install     variables: ARGS, VENV, GPU, PYTHON
+# make run | test | check | docs | install     variables: ARGS, VENV, GPU, PYTHON
 PYTHON ?= python3
 VENV ?= .venv
 GPU ?= $(if $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep GPU),1,0)
@@ -18,7 +18,7 @@ $(PYTHON) cannot make the environment $(VENV). Make it with one of these, then t
 endef
 export NO_ENVIRONMENT
 
-.PHONY: run test check install
+.PHONY: run test check docs install
 
 run: install
 	$(VENV)/bin/python -m balance.run $(ARGS)
@@ -30,6 +30,10 @@ check: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+docs: install
+	$(VENV)/bin/python tools/configuration.py > docs/configuration.md
+	$(VENV)/bin/zensical build --clean --strict
 
 install: $(STAMP)
 
