@@ -1,4 +1,4 @@
-"""The page of all keys, from the fields of the configuration: `python tools/configuration.py`, which `make docs` runs."""
+"""The page of all keys, from the fields of the configuration: `python tools/configuration.py`; `make docs` runs it."""
 
 from __future__ import annotations
 
