@@ -49,10 +49,16 @@ class Workspace(threading.local):
     def empty(self, name: str, *shape: int, dtype: torch.dtype) -> torch.Tensor:
         """A tensor of any content; it holds until the thread asks for its name again."""
         size = math.prod(shape)
-        if name not in self._kept or len(self._kept[name]) < size:
+        kept = self._kept.get(name)
+        if kept is None or kept.dtype != dtype or len(kept) < size:
+            del kept
             self._kept.pop(name, None)
             if self._device.type == "cpu":  # numpy asks the system for pages of 2 MB, torch does not
                 self._kept[name] = torch.from_numpy(np.empty(size * dtype.itemsize, np.uint8)).view(dtype)
             else:
                 self._kept[name] = torch.empty(size, dtype=dtype, device=self._device)
         return self._kept[name][:size].view(shape)
+
+    def clear(self) -> None:
+        """Let go of this thread's memory."""
+        self._kept.clear()

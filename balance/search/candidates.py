@@ -66,6 +66,7 @@ class CandidateSearch(Protocol):
     dtype: torch.dtype
     device: torch.device
     needs_guess: bool  # of the K-th similarities: without, the first pairs of a seed are all found
+    workspace: Workspace  # for the blocks of a search, its own and the caller's
 
     @property
     def block_bytes(self) -> int:
@@ -111,13 +112,13 @@ class TorchSearch:
         self.dtype = first_pass_dtype(device)
         # On a CPU the scores of a block and 2,000 seeds are 16 MB.
         self.block_bytes = 1 << 27 if device.type == "cuda" else (1 << 24) // self.dtype.itemsize
-        self._workspace = Workspace(device)
+        self.workspace = Workspace(device)
 
     def find(
         self, bound: CosineBound, seeds: torch.Tensor, pool: torch.Tensor, thresholds: torch.Tensor, k: int, likely: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        scores = self._workspace.empty("scores", len(seeds), len(pool), dtype=self.dtype)
-        reached = self._workspace.empty("reached", len(seeds), len(pool), dtype=torch.bool)
+        scores = self.workspace.empty("scores", len(seeds), len(pool), dtype=self.dtype)
+        reached = self.workspace.empty("reached", len(seeds), len(pool), dtype=torch.bool)
         with _sums_in_float32(self.device):
             torch.mm(seeds, pool.t(), out=scores)
         if self.dtype == torch.bfloat16 and bool((thresholds > 0).all()):
@@ -146,14 +147,14 @@ class FaissRangeSearch:
 
     def __init__(self, faiss: Any) -> None:
         self._faiss = faiss
-        self._workspace = Workspace(self.device)
+        self.workspace = Workspace(self.device)
 
     def find(
         self, bound: CosineBound, seeds: torch.Tensor, pool: torch.Tensor, thresholds: torch.Tensor, k: int, likely: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         faiss = self._faiss
         faiss.omp_set_num_threads(torch.get_num_threads())  # of this thread
-        shifted = self._workspace.empty("seeds", *seeds.shape, dtype=self.dtype).copy_(seeds)
+        shifted = self.workspace.empty("seeds", *seeds.shape, dtype=self.dtype).copy_(seeds)
         bound.subtract_thresholds(shifted, thresholds)
         found = faiss.RangeSearchResult(len(seeds))
         queries, base = (faiss.swig_ptr(matrix.numpy()) for matrix in (shifted, pool))
@@ -180,6 +181,7 @@ class FaissKnnSearch:
         self, knn: Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]], device: torch.device
     ) -> None:
         self._knn, self.device = knn, device
+        self.workspace = Workspace(device)
 
     def find(
         self, bound: CosineBound, seeds: torch.Tensor, pool: torch.Tensor, thresholds: torch.Tensor, k: int, likely: int
@@ -217,10 +219,18 @@ def faiss_on_gpu(faiss: Any, device: torch.device) -> FaissKnnSearch:
     resources = faiss.StandardGpuResources()
 
     def knn(seeds: torch.Tensor, pool: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        metric, index = faiss.METRIC_INNER_PRODUCT, device.index or 0
-        scores, rows = faiss.knn_gpu(resources, seeds, pool, k, metric=metric, device=index)
+        with torch.cuda.device(device):  # of its streams FAISS takes the current device's, and runs beside torch's else
+            index = torch.cuda.current_device()
+            try:
+                scores, rows = faiss.knn_gpu(resources, seeds, pool, k, metric=faiss.METRIC_INNER_PRODUCT, device=index)
+            except RuntimeError as error:
+                if "out of memory" not in str(error):
+                    raise
+                raise torch.cuda.OutOfMemoryError(str(error)) from None  # FAISS has no kind of its own for it
         return scores, rows
 
+    one = torch.zeros(1, 8, device=device)
+    knn(one, one, 1)  # FAISS takes 1.5 GB at its first call: before anybody counts what is free
     return FaissKnnSearch(knn, device)
 
 

@@ -23,8 +23,9 @@ class CosineBound:
     """The mean direction m that both sides are measured against, and the bound U of q·p − q·m for unit vectors q, p.
 
     mean: (dim,) float64; scale: a power of two that brings the residuals q − m and p − m to length about 1 (float16's
-    range is small); dtype: of the product's inputs. A matrix has dim + 6 columns, and zeros up to a multiple of 8:
-    GPUs are slow without. The columns behind the residual, seed's side and clip's side (docs/exact-search.md):
+    range is small); dtype: of the product's inputs; workspace: where the pool's matrix lies. A matrix has dim + 6
+    columns, and zeros up to a multiple of 8: GPUs are slow without. The columns behind the residual, the seed's and the
+    clip's (docs/exact-search.md):
 
         1, 1, 1                  m·b in three pieces of the product's type
         |A| and its error        the clip's rounding error
@@ -32,7 +33,7 @@ class CosineBound:
         0, or a threshold with a minus, and 1
     """
 
-    def __init__(self, mean: torch.Tensor, scale: float, dtype: torch.dtype) -> None:
+    def __init__(self, mean: torch.Tensor, scale: float, dtype: torch.dtype, workspace: Workspace) -> None:
         self.scale, self.dtype = scale, dtype
         self._dim = len(mean)
         self._columns = -(-(self._dim + EXTRA_COLUMNS) // 8) * 8
@@ -40,7 +41,7 @@ class CosineBound:
         self._mean = self._mean32.double()  # any m will do: one that float32 holds
         self._square = float(self._mean @ self._mean)
         self._work_rows = _WORK_ROWS_CPU if mean.device.type == "cpu" else _WORK_ROWS_GPU
-        self._workspace = Workspace(mean.device)
+        self._workspace = workspace
         self._gamma = self._columns * 2.0**-22  # four times γ, for hardware that truncates where it adds
 
     def seeds(self, rows64: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

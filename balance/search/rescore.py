@@ -22,7 +22,6 @@ from balance.records import Float32, Float64, Int32, Int64
 
 MIDPOINT_WINDOW = 1e-12
 EMPTY = np.iinfo(np.int64).max  # a key that sorts behind every pair
-_GATHER_BYTES = 1 << 30  # of a GPU, for the rows of one batch of pairs
 _TABLE_BYTES = 1 << 25
 _MOST_ROOM = 1 << 11  # new keys a seed: for a larger k a second table of that size would cost more than more merges
 
@@ -48,14 +47,15 @@ def cosines(
     row_lengths: torch.Tensor,
     seed_at: torch.Tensor,
     row_at: torch.Tensor,
+    gather_pairs: int,
 ) -> torch.Tensor:
     """The contract's similarity of pairs -> (pairs,) float32; 0 with a zero vector; never −0.
 
     seeds64 (S, dim), rows64 (n, dim): float64 holding float32 values; lengths: their `lengths_of`; seed_at, ascending,
-    and row_at: (pairs,) int64.
+    and row_at: (pairs,) int64; gather_pairs: how many pairs' rows a GPU gathers at once.
     """
     lengths = row_lengths[row_at].mul_(seed_lengths[seed_at])
-    values = _dots(seeds64, rows64, seed_at, row_at).div_(lengths)
+    values = _dots(seeds64, rows64, seed_at, row_at, gather_pairs).div_(lengths)
     values[lengths == 0] = 0.0
     window = max(MIDPOINT_WINDOW, seeds64.shape[1] * 2.0**-51)
     rounded = values.float()
@@ -66,7 +66,9 @@ def cosines(
     return rounded.add_(0.0)  # −0 + 0 = 0
 
 
-def _dots(seeds64: torch.Tensor, rows64: torch.Tensor, seed_at: torch.Tensor, row_at: torch.Tensor) -> torch.Tensor:
+def _dots(
+    seeds64: torch.Tensor, rows64: torch.Tensor, seed_at: torch.Tensor, row_at: torch.Tensor, gather_pairs: int
+) -> torch.Tensor:
     if seeds64.device.type == "cpu":
         # A product sampled at the pairs reads both sides where they lie: ten times faster than gathering them.
         starts = torch.searchsorted(seed_at, torch.arange(len(seeds64) + 1))
@@ -75,9 +77,8 @@ def _dots(seeds64: torch.Tensor, rows64: torch.Tensor, seed_at: torch.Tensor, ro
         dots: torch.Tensor = torch.sparse.sampled_addmm(pairs, seeds64, rows64.t(), beta=0.0).values()
         return dots
     dots = torch.empty(len(seed_at), dtype=torch.float64, device=seeds64.device)
-    batch = max(1, _GATHER_BYTES // (24 * seeds64.shape[1]))
-    for i in range(0, len(seed_at), batch):
-        these = slice(i, i + batch)
+    for i in range(0, len(seed_at), gather_pairs):
+        these = slice(i, i + gather_pairs)
         torch.linalg.vecdot(seeds64[seed_at[these]], rows64[row_at[these]], out=dots[these])
     return dots
 

@@ -10,11 +10,14 @@ like the pool.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import math
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +27,36 @@ import torch
 from balance.errors import UserError
 from balance.records import Float32, Int64, Vectors
 from balance.runtime import files
-from balance.runtime.threads import Cores, Workspace
+from balance.runtime.threads import Cores
 from balance.search import candidates, rescore
 from balance.search.cosine_bound import CosineBound
+from balance.search.sizes import SEED_ROWS, usual_sizes
 
 log = logging.getLogger(__name__)
 
 SAMPLE_ROWS = 1 << 12
 SAMPLE_PIECES = 128
-GROUP_ROWS = 1 << 18  # rows between two saved states
-ROWS_MULTIPLE = 64  # of a block: with odd numbers of rows MKL's float32 product takes a third longer
-SEED_ROWS = 1 << 12  # seeds in one product
-BLOCK_PAIRS_CPU = 1 << 24  # seeds x rows of all blocks at work: all of them may reach their thresholds
-BLOCK_PAIRS_GPU = 1 << 28  # the same; CUDA numbers the elements of a block in 31 bits
-RESCORE_PAIRS = 1 << 22  # pairs rescored at once by all cores, at 100 bytes
+GROUP_ROWS = 1 << 18  # rows after which the state may be saved
+SAVE_AFTER_S = 30.0  # of work since the last time: a state of 100 MB may take a second
 
 Progress = Callable[[int, int], None]
 Spread = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+
+
+@contextlib.contextmanager
+def on_device(device: torch.device) -> Iterator[None]:
+    """Make a GPU the current one, on whose stream torch and FAISS work; UserError where its memory is too small."""
+    if device.type == "cpu":
+        yield
+        return
+    try:
+        with torch.cuda.device(device):
+            yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(
+            f"{device} has too little free memory for the search ({str(error).splitlines()[0]}): end other work on it, "
+            "or type encoder.device=cpu"
+        ) from error
 
 
 class Search:
@@ -59,30 +75,15 @@ class Search:
         self.pool, self.k, self.first_pass, self.scratch = pool, k, first_pass, scratch
         self.progress = progress or (lambda done, total: None)
         self.device = first_pass.device
-        on_cpu = self.device.type == "cpu"
-        cores = torch.get_num_threads() if on_cpu else 1
-        self.rescore_pairs = RESCORE_PAIRS // cores
-        self.block_rows = min(block_rows or self._usual_block_rows(len(seeds), cores), pool.shape[0])
-        self.signature = f"{hashlib.sha256(seeds.tobytes()).hexdigest()} {pool.shape} {k}"
+        self.signature = f"{hashlib.sha256(seeds.tobytes()).hexdigest()} {pool.shape} {k}" if scratch else ""
         self.seeds64 = torch.from_numpy(seeds).to(self.device).double()
         self.lengths = rescore.lengths_of(self.seeds64)
-        self.workspace = Workspace(self.device)
+        self.sizes = usual_sizes(len(seeds), *pool.shape, first_pass)
+        if block_rows:
+            self.sizes = replace(self.sizes, block_rows=block_rows)
+        self.workspace = first_pass.workspace
         self.lock = threading.Lock()
         self.spread: Spread = map
-
-    def _usual_block_rows(self, num_seeds: int, cores: int) -> int:
-        """As many as the backend likes and memory allows, and about as many in every block of every core."""
-        (num_pool, dim), batch = self.pool.shape, min(num_seeds, SEED_ROWS)
-        most = self.first_pass.block_bytes // (4 * dim)
-        if self.device.type == "cpu":
-            most = min(most, BLOCK_PAIRS_CPU // (cores * batch))
-        else:
-            free_bytes, _ = torch.cuda.mem_get_info(self.device)
-            # Half of what is free: for a row as it came, in float64 and in low precision; a pair's score, and a bool.
-            most = min(most, BLOCK_PAIRS_GPU // batch, free_bytes // 2 // (18 * dim + 4 * batch))
-        most = max(ROWS_MULTIPLE, most // ROWS_MULTIPLE * ROWS_MULTIPLE)
-        rows = math.ceil(num_pool / (cores * math.ceil(num_pool / (cores * most))))
-        return math.ceil(rows / ROWS_MULTIPLE) * ROWS_MULTIPLE
 
     def run(self) -> Int64:
         """Keys (S, k) int64, ascending."""
@@ -103,9 +104,10 @@ class Search:
         scale = 2.0 ** min(14, max(0, round(-math.log2(max(length, 1e-9)))))
         guesses = torch.full((len(self.seeds64),), -torch.inf, device=self.device)
         if self.first_pass.needs_guess:
-            guesses = self._guess(CosineBound(mean, scale, candidates.first_pass_dtype(self.device)), sample)
+            dtype = candidates.first_pass_dtype(self.device)
+            guesses = self._guess(CosineBound(mean, scale, dtype, self.workspace), sample)
         del sample
-        bound = CosineBound(mean, scale, self.first_pass.dtype)
+        bound = CosineBound(mean, scale, self.first_pass.dtype, self.workspace)
         keys = self._scan(bound, self.seeds64, self.lengths, guesses, resumable=True)
         last = rescore.similarities_of(keys[:, -1])
         full = keys[:, -1] != rescore.EMPTY
@@ -170,6 +172,7 @@ class Search:
         running = rescore.Running(len(seeds64), self.k, self.device)
         done = start = self._resume(running, guesses) if resumable else 0
         self.progress(done, num_pool)
+        saved_at = time.monotonic()
 
         def add(block: slice) -> None:
             nonlocal done
@@ -179,19 +182,20 @@ class Search:
                 self.progress(done, num_pool)
 
         while start < num_pool:
-            whole_blocks = -(-GROUP_ROWS // self.block_rows) * self.block_rows
+            whole_blocks = -(-GROUP_ROWS // self.sizes.block_rows) * self.sizes.block_rows
             stop = min(start + whole_blocks, num_pool)
             for _ in self.spread(add, self._blocks(start, stop)):
                 pass
             running.merge()
             start = stop
-            if resumable and start < num_pool:
+            if resumable and start < num_pool and time.monotonic() - saved_at >= SAVE_AFTER_S:
                 self._save(running, start, guesses)
+                saved_at = time.monotonic()
         return running.keys
 
     def _blocks(self, start: int, stop: int) -> Iterator[slice]:
         while start < stop:
-            block = slice(start, min(start + self.block_rows, stop))
+            block = slice(start, min(start + self.sizes.block_rows, stop))
             yield block
             start = block.stop
 
@@ -211,10 +215,10 @@ class Search:
                 self._add(half, bound, batches, running)
 
     def _halve_blocks(self, block: slice) -> None:
-        self.block_rows = (block.stop - block.start) // 2
-        self.workspace = Workspace(self.device)
+        self.sizes = self.sizes.halved(block.stop - block.start)
+        self.workspace.clear()
         torch.cuda.empty_cache()
-        log.info("search: the GPU is out of memory; going on with blocks of %d rows", self.block_rows)
+        log.info("search: the GPU is out of memory; going on with blocks of %d rows", self.sizes.block_rows)
 
     def _add_block(self, block: slice, bound: CosineBound, batches: list[_Batch], running: rescore.Running) -> None:
         """These rows of the pool against every seed."""
@@ -228,9 +232,11 @@ class Search:
         for batch in batches:
             thresholds = bound.thresholds(torch.maximum(batch.guesses, running.lowest[batch.seeds]), batch.constants)
             seed_at, row_at = self.first_pass.find(bound, batch.matrix, matrix, thresholds, self.k, likely)
-            for first in range(0, len(seed_at), self.rescore_pairs):
-                some = slice(first, first + self.rescore_pairs)
-                similarities = rescore.cosines(batch.seeds64, batch.lengths, wide, lengths, seed_at[some], row_at[some])
+            for first in range(0, len(seed_at), self.sizes.rescore_pairs):
+                some = slice(first, first + self.sizes.rescore_pairs)
+                similarities = rescore.cosines(
+                    batch.seeds64, batch.lengths, wide, lengths, seed_at[some], row_at[some], self.sizes.gather_pairs
+                )
                 running.add(batch.seeds, seed_at[some], rescore.to_keys(similarities, row_at[some] + block.start))
 
     def _room(self, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -89,18 +89,20 @@ def search(
     first_pass, line = candidates.choose(config.backend, device)
     log.info("%s", line)
     nonzero = seeds.any(axis=1)
-    if nonzero.all():
-        return rescore.from_keys(streaming.Search(seeds, pool, k, first_pass, scratch, progress, block_rows).run())
-    # A zero seed has similarity 0 with every clip: the first k of the pool.
     found = None
     if nonzero.any():
-        found = rescore.from_keys(
-            streaming.Search(seeds[nonzero], pool, k, first_pass, scratch, progress, block_rows).run()
-        )
+        with streaming.on_device(first_pass.device):
+            some = seeds if nonzero.all() else seeds[nonzero]
+            keys = streaming.Search(some, pool, k, first_pass, scratch, progress, block_rows).run()
+        found = rescore.from_keys(keys)
+        del keys
+        if nonzero.all():
+            return found
     else:  # no search reads the pool, so look here whether all of it is finite
         for start in range(0, num_pool, streaming.SAMPLE_ROWS):
             rows = torch.as_tensor(pool.read(start, min(start + streaming.SAMPLE_ROWS, num_pool)))
             streaming.check_finite(rescore.lengths_of(rows.double()), pool, start)
+    # A zero seed has similarity 0 with every clip: the first k of the pool.
     positions = np.tile(np.arange(k, dtype=np.int32), (len(seeds), 1))
     similarities = np.zeros(positions.shape, dtype=np.float32)
     if found:

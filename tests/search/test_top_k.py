@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from balance.errors import UserError
 from balance.records import Float32
 from balance.runtime import files
-from balance.search import candidates, rescore, streaming, top_k
+from balance.runtime.threads import Workspace
+from balance.search import candidates, rescore, sizes, streaming, top_k
 from balance.search.config import Backend, SearchConfig
 from balance.search.cosine_bound import CosineBound
 from balance.search.top_k import ArrayVectors, cached_search, search
@@ -153,7 +154,7 @@ def test_bound_holds(dtype: torch.dtype, cosine: float) -> None:
     vectors[70] *= -1
     lengths = rescore.lengths_of(vectors)
     units = vectors / lengths.clamp(min=1e-300)[:, None]
-    bound = CosineBound(units.mean(dim=0), 16.0 if cosine > 0.99 else 1.0, dtype)
+    bound = CosineBound(units.mean(dim=0), 16.0 if cosine > 0.99 else 1.0, dtype, Workspace(CPU))
     seeds, constants = bound.seeds(vectors[:50])
     wide, measured = torch.empty(1250, 96).double(), torch.empty(1250).double()
     pool = bound.pool(vectors[50:].float(), wide, measured)
@@ -216,7 +217,7 @@ def test_lists_of_the_nearest(cosine: float, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_pairs_rescored_in_several_runs_of_seeds(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few pairs at once, little room for new keys, small copies: what large searches do with many pairs."""
-    monkeypatch.setattr(streaming, "RESCORE_PAIRS", 100)
+    monkeypatch.setattr(sizes, "RESCORE_PAIRS", 100)
     monkeypatch.setattr(rescore, "_MOST_ROOM", 70)
     monkeypatch.setattr(rescore, "_TABLE_BYTES", 4000)
     pool = crowded(900, 20, 0.5, seed=33)
@@ -420,7 +421,7 @@ class Slow(top_k.ArrayVectors):
         return super().read(start, stop)
 
 logging.basicConfig(level=logging.INFO)
-streaming.GROUP_ROWS, top_k.WAIT_S = 100, 0.05
+streaming.GROUP_ROWS, streaming.SAVE_AFTER_S, top_k.WAIT_S = 100, 0, 0.05
 folder = Path(sys.argv[1])
 vectors = np.load(folder / "vectors.npy")
 config = SearchConfig(backend=Backend.torch, k_cache=30)
