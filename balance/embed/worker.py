@@ -96,8 +96,8 @@ def embed_on(task: EmbedTask, devices: Sequence[str], report: Report) -> None:
         run_shares(embed, _shares(task, devices), report_once)
     except WorkersDied as died:
         raise UserError(
-            f"all encoder workers died ({died}): perhaps memory is short. Finished parts are kept: run the same command "
-            "again, with fewer processes (num_processes=1) if need be"
+            f"all encoder workers died ({died}): perhaps memory is short. Finished parts are kept: run the same "
+            "command again, with fewer processes (num_processes=1) if need be"
         ) from None
     finally:
         part_file.remove_leftovers(task.directory)  # a killed process's; parts are atomic, its locks stale at once

@@ -20,21 +20,23 @@ NUM_SHOWN = 10
 def compare(folder_a: str, folder_b: str) -> list[str]:
     """The comparison's lines; A is the first run."""
     a, b = Run.read(folder_a), Run.read(folder_b)
-    lines = []
-    for source in ("seed", "neighbour"):
-        mine, theirs = (_ids(run, source) for run in (a, b))
-        both = int(pc.sum(pc.is_in(mine, value_set=theirs)).as_py() or 0)
-        either = len(mine) + len(theirs) - both
-        share = f", {both / either:.1%} of all" if either else ""
-        lines.append(
-            f"{source}s: {len(mine):,} in A, {len(theirs):,} in B, {both:,} in both{share}; "
-            f"only A {len(mine) - both:,}, only B {len(theirs) - both:,}"
-        )
-    lines += _clusters(a, b)
-    before, after = (_labels(run) for run in (a, b))
+    return [_shared(a, b, "seed"), _shared(a, b, "neighbour"), _clusters(a, b), *_label_changes(_labels(a), _labels(b))]
+
+
+def _shared(a: Run, b: Run, source: str) -> str:
+    mine, theirs = _ids(a, source), _ids(b, source)
+    both = int(pc.sum(pc.is_in(mine, value_set=theirs)).as_py() or 0)
+    either = len(mine) + len(theirs) - both
+    share = f", {both / either:.1%} of all" if either else ""
+    return (
+        f"{source}s: {len(mine):,} in A, {len(theirs):,} in B, {both:,} in both{share}; "
+        f"only A {len(mine) - both:,}, only B {len(theirs) - both:,}"
+    )
+
+
+def _label_changes(before: Counter[str], after: Counter[str]) -> list[str]:
     gained, lost = sorted(after.keys() - before.keys()), sorted(before.keys() - after.keys())
-    lines.append(f"labels only in B: {', '.join(gained) or 'none'}")
-    lines.append(f"labels only in A: {', '.join(lost) or 'none'}")
+    lines = [f"labels only in B: {', '.join(gained) or 'none'}", f"labels only in A: {', '.join(lost) or 'none'}"]
     changes = [(x, before[x], after[x]) for x in sorted(before.keys() & after.keys()) if before[x] != after[x]]
     for title, up in (("gain", True), ("lose", False)):
         some = [c for c in changes if (c[2] > c[1]) == up]
@@ -54,14 +56,14 @@ def _labels(run: Run) -> Counter[str]:
     return Counter({row["values"]: row["counts"] for row in counted if row["values"]})
 
 
-def _clusters(a: Run, b: Run) -> list[str]:
+def _clusters(a: Run, b: Run) -> str:
     """The mean share of a shared seed's neighbours that both runs have, at the smaller K."""
     k = min(a.k, b.k)
     tables = [run.neighbours.filter(pc.less_equal(run.neighbours["rank"], k)) for run in (a, b)]
     seeds = [pc.unique(t["seed_id"]) for t in tables]
     num_shared = int(pc.sum(pc.is_in(seeds[0], value_set=seeds[1])).as_py() or 0)
     if not num_shared:
-        return ["no seed is in both"]
+        return "no seed is in both"
     columns = ["seed_id", "neighbour_id"]
     both = tables[0].select(columns).join(tables[1].select(columns), keys=columns, join_type="inner")
-    return [f"neighbours of the {num_shared:,} seeds in both: overlap@{k} {len(both) / (num_shared * k):.3f}"]
+    return f"neighbours of the {num_shared:,} seeds in both: overlap@{k} {len(both) / (num_shared * k):.3f}"

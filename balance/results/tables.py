@@ -19,8 +19,11 @@ from balance.records import Failure, Float32, Index, Int64, Neighbours
 from balance.runtime import files
 from balance.stats.union import Union
 
-_SEEDS_A_BLOCK = 1024
-_COLUMNS = ("id", "source", "num_seeds", "best_seed_id", "best_rank", "best_similarity", "labels", "audio")
+NEIGHBOURS = pa.schema(
+    [("seed_id", pa.string()), ("rank", pa.int32()), ("neighbour_id", pa.string()), ("similarity", pa.float32())]
+)
+_SEEDS_PER_BLOCK = 1024
+COLUMNS = ("id", "source", "num_seeds", "best_seed_id", "best_rank", "best_similarity", "labels", "audio")
 
 
 def write_neighbours(folder: Path, k: int, seeds: Index, pool: Index, neighbours: Neighbours) -> list[Path]:
@@ -36,12 +39,9 @@ def write_neighbours(folder: Path, k: int, seeds: Index, pool: Index, neighbours
             file.write(
                 f"{{{json.dumps(seed_id, ensure_ascii=False)}: [{pairs}]}}\n".replace(" -0.000000]", " 0.000000]")
             )
-    schema = pa.schema(
-        [("seed_id", pa.string()), ("rank", pa.int32()), ("neighbour_id", pa.string()), ("similarity", pa.float32())]
-    )
-    with files.atomic(table) as binary, pq.ParquetWriter(binary, schema) as writer:
-        for first in range(0, len(seed_ids), _SEEDS_A_BLOCK):
-            block = slice(first, first + _SEEDS_A_BLOCK)
+    with files.atomic(table) as binary, pq.ParquetWriter(binary, NEIGHBOURS) as writer:
+        for first in range(0, len(seed_ids), _SEEDS_PER_BLOCK):
+            block = slice(first, first + _SEEDS_PER_BLOCK)
             rows = neighbours.pool_rows[block]
             count = len(rows)
             writer.write_table(
@@ -52,7 +52,7 @@ def write_neighbours(folder: Path, k: int, seeds: Index, pool: Index, neighbours
                         pool.ids.take(pa.array(rows.reshape(-1))),
                         pa.array(neighbours.similarities[block].reshape(-1)),
                     ],
-                    schema=schema,
+                    schema=NEIGHBOURS,
                 )
             )
     return [lines, table]
@@ -68,7 +68,7 @@ def write_augmented(folder: Path, k: int, seeds: Index, seed_rows: Int64, pool: 
     seed_ids = chosen_seeds.ids.to_pylist()
     with files.atomic_text(table) as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_COLUMNS)
+        writer.writerow(COLUMNS)
         for clip_id, labels, path in _rows(chosen_seeds):
             writer.writerow((clip_id, "seed", "", "", "", "", labels, path))
         columns = (

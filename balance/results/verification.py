@@ -8,7 +8,6 @@ file of the manifest is hashed again, and 1,000 random rows of `neighbours_*.par
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,15 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from balance.data import precomputed
+from balance.data.config import Format
 from balance.embed.store import Store
 from balance.errors import UserError
 from balance.records import Float32, Vectors
 from balance.results.read_run import Run
 from balance.runtime import files
+from balance.runtime.wording import listed
 
 NUM_ROWS = 1000
-_NAMED = 5  # mismatches that a message names
-_SPLITS = {"balanced": "seeds", "unbalanced": "pool"}
 
 
 def verify(folder: str) -> list[str]:
@@ -32,21 +31,21 @@ def verify(folder: str) -> list[str]:
     run = Run.read(folder)
     wrong = [
         name
-        for name, sha256 in sorted(run.manifest["outputs"].items())
+        for name, sha256 in sorted(run.facts.outputs.items())
         if not (run.path / name).is_file() or files.sha256_file(run.path / name) != sha256
     ]
     if wrong:
         raise UserError(
-            f"{len(wrong)} files are not what the run wrote (or are gone): {', '.join(wrong[:_NAMED])}"
-            f"{', …' if len(wrong) > _NAMED else ''}. Do not use them; run the job again"
+            f"{len(wrong)} files are not what the run wrote (or are gone): {listed(wrong)}. Do not use them; run the "
+            "job again"
         )
     table = run.neighbours
-    rng = np.random.default_rng(run.manifest["config"]["seed"])
+    rng = np.random.default_rng(run.facts.rng_seed)
     rows = np.sort(rng.choice(len(table), min(NUM_ROWS, len(table)), replace=False))
     some = table.take(pa.array(rows))
-    store = None if run.manifest["config"]["dataset"]["format"] == "embeddings" else _store_of(run)
-    seeds = _embeddings(run, store, "balanced", some["seed_id"])
-    found = _embeddings(run, store, "unbalanced", some["neighbour_id"])
+    held = None if run.facts.source.format is Format.embeddings else _store(run)
+    seeds = _embeddings(run, held, "seeds", some["seed_id"])
+    found = _embeddings(run, held, "pool", some["neighbour_id"])
     bad = []
     for row in some.to_pylist():
         values = {similarity(a, b) for a in seeds[row["seed_id"]] for b in found[row["neighbour_id"]]}
@@ -55,9 +54,9 @@ def verify(folder: str) -> list[str]:
     if bad:
         raise UserError(
             f"{len(bad)} of {len(rows)} neighbour rows do not follow from the stored embeddings: "
-            f"{', '.join(bad[:_NAMED])}{', …' if len(bad) > _NAMED else ''}. Run the job again, with refresh=true"
+            f"{listed(bad)}. Run the job again, with refresh=true"
         )
-    return [f"{len(run.manifest['outputs'])} files as written, {len(rows):,} neighbour rows follow from the embeddings"]
+    return [f"{len(run.facts.outputs)} files as written, {len(rows):,} neighbour rows follow from the embeddings"]
 
 
 def similarity(a: Float32, b: Float32) -> np.float32:
@@ -69,34 +68,39 @@ def similarity(a: Float32, b: Float32) -> np.float32:
     return np.float32(math.fsum((x * y).tolist()) / (math.sqrt(squares[0]) * math.sqrt(squares[1])))
 
 
-def _store_of(run: Run) -> Store:
-    config = run.manifest["config"]
-    where = Path(config["cache_dir"]).expanduser() / "embeddings"
-    directory = where / f"{config['dataset']['name']}-{run.manifest['fingerprint']}"
+def _embeddings(run: Run, held: Store | None, split: str, ids: Any) -> dict[str, list[Float32]]:
+    """Id -> its embeddings (one id may lie in two folders: the store's key is the path).
+
+    held: the run's store; None where the vectors are the user's own.
+    """
+    wanted = pc.unique(ids)
+    if held is None:
+        names, vectors = _own_vectors(run, split)
+    else:
+        names, vectors = held.ids, held.vectors(np.arange(len(held), dtype=np.int64))
+    rows = np.flatnonzero(pc.is_in(names, value_set=wanted).to_numpy(zero_copy_only=False))
+    found: dict[str, list[Float32]] = {name: [] for name in wanted.to_pylist()}
+    for name, vector in zip(names.take(pa.array(rows)).to_pylist(), vectors.take(rows), strict=True):
+        found[name].append(vector)
+    return found
+
+
+def _own_vectors(run: Run, split: str) -> tuple[Any, Vectors]:
+    """Ids and vectors of `dataset.format=embeddings`, which must be those that the run read."""
+    source = run.facts.source
+    key, value = ("balanced", source.balanced) if split == "seeds" else ("unbalanced", source.unbalanced)
+    given = precomputed.read_vectors(source.root, value)
+    if given.sha256 != run.facts.inputs.get(f"{split}.vectors"):
+        raise UserError(
+            f"the vectors of dataset.{key}={value} are no longer those that the run searched: put those back, or run "
+            "the job again"
+        )
+    return given.index.ids, given.vectors
+
+
+def _store(run: Run) -> Store:
+    """The run's embedding store."""
+    directory = run.facts.cache / "embeddings" / f"{run.facts.source.name}-{run.facts.fingerprint}"
     if not directory.is_dir():
         raise UserError(f"{directory} is not there: the run's embeddings are needed to verify its neighbours")
     return Store(directory)
-
-
-def _embeddings(run: Run, store: Store | None, key: str, ids: Any) -> dict[str, list[Float32]]:
-    """Id -> its embeddings (one id may lie in two folders: the store's key is the path). store: None where the vectors
-    are the user's own; key: of `dataset`."""
-    config = run.manifest["config"]
-    wanted = pc.unique(ids)
-    vectors: Vectors
-    if store is None:
-        given = precomputed.read_vectors(Path(config["dataset"]["root"]).expanduser(), config["dataset"][key])
-        if given.sha256 != run.manifest["inputs"][f"{_SPLITS[key]}.vectors"]:
-            raise UserError(
-                f"the vectors of dataset.{key}={config['dataset'][key]} are no longer those that the run searched: put "
-                "those back, or run the job again"
-            )
-        names, vectors = given.index.ids, given.vectors
-    else:
-        names, vectors = store.ids, store.vectors(np.arange(len(store), dtype=np.int64))
-    rows = np.flatnonzero(pc.is_in(names, value_set=wanted).to_numpy(zero_copy_only=False))
-    data = vectors.take(rows)
-    found: dict[str, list[Float32]] = {name: [] for name in wanted.to_pylist()}
-    for name, vector in zip(names.take(pa.array(rows)).to_pylist(), data, strict=True):
-        found[name].append(vector)
-    return found

@@ -1,5 +1,6 @@
 """Shares of work in processes of their own: real processes, killed at any moment."""
 
+import functools
 import os
 import random
 import signal
@@ -120,14 +121,14 @@ def test_workers_killed_while_they_start_are_noticed(mark: str, monkeypatch: pyt
     """From the first moment on: before a worker has read its task, and while it imports."""
     start = subprocess.Popen
 
-    def killed_soon(*arguments: object, **options: object) -> object:
+    def killed_after(delay_s: float, *arguments: object, **options: object) -> object:
         process = start(*arguments, **options)  # type: ignore[call-overload]
         time.sleep(delay_s)
         process.kill()
         return process
 
-    monkeypatch.setattr(local.subprocess, "Popen", killed_soon)
     for delay_s in (0.0, 0.002, 0.01, 0.03, 0.06, 0.1):
+        monkeypatch.setattr(local.subprocess, "Popen", functools.partial(killed_after, delay_s))
         with pytest.raises(WorkersDied, match="SIGKILL"):
             run_shares(work.sleep, [600.0, 600.0], lambda _: None)
     assert not marked(mark)
