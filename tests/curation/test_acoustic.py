@@ -29,7 +29,7 @@ def by_loops(a, b):
     best = 0.0
     for lag in range(-acoustic.MAX_LAG, acoustic.MAX_LAG + 1):
         start, stop = max(0, -lag), min(len(a), len(b) - lag)
-        if stop - start < acoustic.MIN_OVERLAP:
+        if stop - start < min(acoustic.MIN_OVERLAP, 0.8 * min(len(a), len(b))):
             continue
         x, y = a[start:stop].astype(np.float64), b[start + lag : stop + lag].astype(np.float64)
         x, y = x - x.mean(axis=0), y - y.mean(axis=0)
@@ -37,23 +37,42 @@ def by_loops(a, b):
     return best
 
 
-@pytest.mark.parametrize(("seconds_a", "seconds_b"), [(8, 8), (4, 9), (10, 3.1), (6, 5)])
+@pytest.mark.parametrize(("seconds_a", "seconds_b"), [(8, 8), (4, 9), (10, 3.1), (6, 5), (8, 1.5), (0.7, 0.6)])
 def test_correlation_against_loops(seconds_a, seconds_b):
     a = acoustic.features(sound(1, seconds_a), 16000)
     b = acoustic.features(sound(2, seconds_b), 16000)
-    b[:100] = a[-100:] * 0.5 + b[:100]
+    some = min(100, len(a), len(b))
+    b[:some] = a[-some:] * 0.5 + b[:some]
     got = acoustic.correlation(acoustic.Profile.of(a), acoustic.Profile.of(b))
     assert got == pytest.approx(by_loops(a, b), abs=1e-4)
     assert got == pytest.approx(acoustic.correlation(acoustic.Profile.of(b), acoustic.Profile.of(a)), abs=1e-6)
 
 
-def test_short_and_silent_clips_are_no_copies():
+def test_tiny_and_silent_clips_are_no_copies():
     long = acoustic.Profile.of(acoustic.features(sound(1), 16000))
-    short = acoustic.Profile.of(acoustic.features(sound(1)[: int(2.9 * 16000)], 16000))
+    tiny = acoustic.Profile.of(acoustic.features(sound(1)[: int(0.25 * 16000)], 16000))
     silent = acoustic.Profile.of(acoustic.features(np.zeros(80000, np.float32), 16000))
     constant = acoustic.Profile.of(acoustic.features(np.ones(80000, np.float32), 16000))
-    assert [acoustic.correlation(long, x) for x in (short, silent, constant)] == [0.0, 0.0, 0.0]
+    assert [acoustic.correlation(long, x) for x in (tiny, silent, constant)] == [0.0, 0.0, 0.0]
     assert acoustic.correlation(constant, constant) == 0.0
+
+
+@pytest.mark.parametrize("seconds", [0.4, 1.0, 2.9])
+def test_short_clips_are_compared_over_what_there_is(seconds):
+    whole = sound(1)
+    short = whole[16000 : 16000 + int(seconds * 16000)]
+    late = whole[16000 + 640 : 16000 + int(seconds * 16000) + 640]  # 40 ms later: a little is missing at either end
+    a, b, c = (acoustic.Profile.of(acoustic.features(x, 16000)) for x in (whole, short, late))
+    limit = acoustic.required(0.9, b.num_frames)
+    assert acoustic.correlation(a, b) > limit
+    assert acoustic.correlation(b, c) > limit
+    others = [acoustic.features(sound(seed)[: len(short)], 16000) for seed in range(2, 30)]
+    assert max(acoustic.correlation(b, acoustic.Profile.of(x)) for x in others) < limit
+
+
+def test_less_sound_must_agree_better():
+    assert [acoustic.required(0.9, frames) for frames in (500, 150, 75, 20)] == pytest.approx([0.9, 0.9, 0.95, 0.97])
+    assert acoustic.required(1.0, 20) == 1.0
 
 
 def test_a_copy_at_another_rate():
@@ -108,6 +127,19 @@ def test_planted_copies_are_found_and_no_others(finder):
     query, found, value = finder.between(eval, base, rows)
     assert sorted(zip(found.tolist(), query.tolist(), strict=True)) == [(20, 0), (22, 2), (23, 3)]
     assert (value >= 0.9).all()
+
+
+def test_short_copies_are_found_and_what_cannot_be_compared_is_counted(finder, media, caplog):
+    for name, samples in (("s1", sound(40, 0.5)), ("s2", 0.3 * sound(40, 0.5)), ("s3", sound(41, 0.5))):
+        soundfile.write(media / f"{name}.wav", samples, 16000)
+    soundfile.write(media / "tiny.wav", sound(42)[:3000], 16000)
+    soundfile.write(media / "silent.wav", np.zeros(16000), 16000)
+    vectors = np.random.default_rng(1).standard_normal((5, 8)).astype(np.float32) + 5
+    eval, base = split(["s1.wav"], vectors[:1]), split(["s2.wav", "s3.wav", "tiny.wav", "silent.wav"], vectors[1:])
+    query, found, _ = finder.between(eval, base, np.arange(4))
+    assert (query.tolist(), found.tolist()) == ([0], [0])
+    assert "2 clips are silent, shorter than 0.3 s or cannot be decoded" in caplog.text
+    assert "tiny.wav, silent.wav" in caplog.text
 
 
 def test_copies_within_a_set(finder):
