@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
 
 
@@ -25,5 +26,7 @@ def damage_named(what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # the machine's trouble (a full disk, no permission), not the file's
         said = (str(error).splitlines() or [""])[0].strip()
         raise UserError(f"{what} ({said or type(error).__name__})") from None

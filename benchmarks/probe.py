@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from balance.data.precomputed import FlatVectors
+from balance.data.flat_vectors import FlatVectors
 from balance.probe import training_sets
 from balance.probe.config import Judge, ProbeConfig
 from balance.probe.data import Problem, Side

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from balance.data.clip_ids import check_ids, id_of_name, refuse_duplicates
+from balance.data.clip_ids import id_array, id_of_name, refuse_duplicates
 from balance.data.containers import outside
 from balance.data.media import relative_path
 from balance.data.vipant_index import label_sums
@@ -81,8 +81,7 @@ def read_ast_json(path: Path, *, media: Path, label_map: Path) -> Index:
         ids.append(id_of_name(os.path.splitext(os.path.basename(wav))[0]))
         paths.append(wav)
         labels.append(names)
-    all_ids = pa.array(ids, type=pa.string())
-    check_ids(all_ids, lambda row: f"{path} data[{row}]")
+    all_ids = id_array(ids, lambda row: f"{path} data[{row}]")
     refuse_duplicates(str(path), all_ids)
     return Index(
         str(path),

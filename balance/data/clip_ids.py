@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,17 @@ def check_ids(ids: Any, where: Callable[[int], str]) -> None:
             raise UserError(f"{where(row)}: {ids[row].as_py()!a} is no id: {why}")
 
 
+def id_array(names: Sequence[str], where: Callable[[int], str]) -> Any:
+    """Ids as an Arrow string array, checked (`check_ids`); UserError also for text that is not UTF-8."""
+    try:
+        ids = pa.array(names, type=pa.string())
+    except UnicodeEncodeError:  # half a surrogate pair, which Python has for bytes that are no text
+        row = next(row for row, name in enumerate(names) if any("\ud800" <= c <= "\udfff" for c in name))
+        raise UserError(f"{where(row)!a}: {names[row]!a} is no id: its name is not UTF-8") from None
+    check_ids(ids, where)
+    return ids
+
+
 def id_of_name(name: str) -> str:
     """The id that a file's name gives (without folder and suffix): in NFC, without blanks and `.p0` at its end."""
     return unicodedata.normalize("NFC", name).strip().removesuffix(".p0")
@@ -76,9 +87,7 @@ def read_id_file(path: Path) -> Any:
         lines.pop()
     if "" in lines:
         raise UserError(f"{path} line {lines.index('') + 1}: empty line; one id a line")
-    ids = pa.array(lines, type=pa.string())
-    check_ids(ids, lambda row: f"{path} line {row + 1}")
-    return ids
+    return id_array(lines, lambda row: f"{path} line {row + 1}")
 
 
 def refuse_duplicates(where: str, ids: Any) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from balance.data import media
-from balance.data.clip_ids import check_ids, id_of_name, refuse_duplicates
+from balance.data.clip_ids import id_array, id_of_name, refuse_duplicates
 from balance.data.containers import find, relative
 from balance.data.vipant_index import labels_from_lists
 from balance.errors import UserError
@@ -33,14 +33,9 @@ log = logging.getLogger(__name__)
 
 _AUDIO = media.AUDIO_SUFFIXES | media.OTHER_AUDIO_SUFFIXES
 # Keys of a clip's json that may hold its labels, where it has none of the name that was given; the likeliest first.
-_LIKE_LABELS = ("labels", "label", "tags", "tag", "human_labels", "positive_labels", "classes", "class") + (
-    "categories",
-    "category",
-    "events",
-    "event",
-    "text",
-    "captions",
-    "caption",
+_LIKE_LABELS = (
+    *("labels", "label", "tags", "tag", "human_labels", "positive_labels", "classes", "class"),
+    *("categories", "category", "events", "event", "text", "captions", "caption"),
 )
 
 
@@ -63,8 +58,7 @@ def read_tar(media_root: Path, value: str, labels_key: str | None) -> Index:
     if not columns.num_with_audio:
         raise UserError(f"{value}: empty index: the tar shards hold no audio with a .json beside it")
     columns.say_what_is_odd(value)
-    ids = pa.array(columns.ids, type=pa.string())
-    check_ids(ids, lambda row: columns.paths[row])
+    ids = id_array(columns.ids, lambda row: columns.paths[row])
     refuse_duplicates(value, ids)
     return Index(
         f"{value}.tar",

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from balance.data import precomputed
+from balance.data import flat_vectors
 from balance.data.locate import NoSuchIndex
 from balance.data.precomputed import read_ids, read_vectors, refuse_other_dims
 from balance.errors import UserError
@@ -64,9 +64,95 @@ def test_forms(tmp_path, form):
     assert split.vectors.read(0, 1).flags.writeable
 
 
+WIDE = np.random.default_rng(1).normal(size=(5, 7))
+
+
+@pytest.mark.parametrize("block_bytes", [1, 100, 1 << 20])
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8", ">f4", ">f8"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_other_floats_are_converted(tmp_path, monkeypatch, caplog, dtype, order, block_bytes):
+    monkeypatch.setattr(flat_vectors, "BLOCK_BYTES", block_bytes)
+    x = np.array(WIDE, dtype=dtype, order=order)
+    write_npy(tmp_path, "s", x)
+    want = x.astype(np.float32)
+    split = read_vectors(tmp_path, "s", scratch=tmp_path)
+    np.testing.assert_array_equal(split.vectors.read(0, 5), want)
+    assert split.sha256 == hashlib.sha256(want.tobytes()).hexdigest()
+    assert ("converted to float32" in caplog.text) == ((dtype, order) != ("<f4", "C"))
+
+
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float64()])
+def test_other_floats_of_parquet_are_converted(tmp_path, caplog, kind):
+    x = WIDE.astype(kind.to_pandas_dtype())
+    write_parquet(tmp_path, "s", rows=list(x), kind=pa.list_(kind))
+    np.testing.assert_array_equal(read_vectors(tmp_path, "s").vectors.read(0, 5), x.astype(np.float32))
+    assert "converted to float32" in caplog.text
+
+
+def test_other_floats_of_npz_are_converted(tmp_path, caplog):
+    write_folder(tmp_path, "s", WIDE, [f"{i}.p0" for i in range(5)])
+    (tmp_path / "s" / "._0.p0.npz").write_bytes(b"macOS was here")
+    split = read_vectors(tmp_path, "s")
+    assert split.index.ids.to_pylist() == ["0", "1", "2", "3", "4"]
+    np.testing.assert_array_equal(split.vectors.read(0, 5), WIDE.astype(np.float32))
+    assert caplog.text.count("converted to float32") == 1
+
+
+def test_what_float32_cannot_hold_is_infinite(tmp_path):
+    write_npy(tmp_path, "s", X.astype(np.float64) * 1e300)
+    assert np.isinf(read_vectors(tmp_path, "s").vectors.read(0, 5)).all()
+
+
+def flips(data: bytes, limit: int):
+    """Copies with one bit flipped each, of the first `limit` bytes."""
+    for bit in np.random.default_rng(0).permutation(8 * min(limit, len(data)))[:500]:
+        broken = bytearray(data)
+        broken[bit // 8] ^= 1 << bit % 8
+        yield bytes(broken)
+
+
+@pytest.mark.parametrize("form", ["npy", "parquet", "folder"])
+def test_bit_flips_are_errors_that_name_the_file_or_leave_the_shape(tmp_path, form):
+    if form == "npy":
+        write_npy(tmp_path, "s")
+        path, limit = tmp_path / "s.npy", 128
+    elif form == "parquet":
+        write_parquet(tmp_path, "s")
+        path, limit = tmp_path / "s.parquet", 1 << 20
+    else:
+        write_folder(tmp_path, "s")
+        path, limit = tmp_path / "s" / "zz.npz", 1 << 20
+    refused: list[str] = []
+    for broken in flips(path.read_bytes(), limit):
+        path.write_bytes(broken)
+        try:
+            split = read_vectors(tmp_path, "s")
+        except UserError as error:
+            refused.append(str(error))
+            continue
+        assert split.vectors.shape == (5, 7)
+        if form == "folder":  # checksums: what is accepted is the vectors
+            order = sorted(range(5), key=lambda i: IDS[i])
+            np.testing.assert_array_equal(split.vectors.read(0, 5), X[order])
+    assert len(refused) > 100
+    assert all(path.name in message and "\n" not in message for message in refused)
+
+
+def test_a_path_is_also_one_of_the_root(tmp_path):
+    (tmp_path / "sub").mkdir()
+    write_npy(tmp_path / "sub", "s")
+    assert read_vectors(tmp_path, "sub/s.npy").index.ids.to_pylist() == IDS
+
+
+def test_a_name_that_is_not_utf8(tmp_path):
+    write_folder(tmp_path, "s", X[:1], ["\udcff"])
+    with pytest.raises(UserError, match="its name is not UTF-8"):
+        read_vectors(tmp_path, "s")
+
+
 def test_blocks_do_not_change_the_hash(tmp_path, monkeypatch):
     write_npy(tmp_path, "s")
-    monkeypatch.setattr(precomputed, "BLOCK_BYTES", 60)
+    monkeypatch.setattr(flat_vectors, "BLOCK_BYTES", 60)
     assert read_vectors(tmp_path, "s").sha256 == hashlib.sha256(X.tobytes()).hexdigest()
 
 
@@ -137,6 +223,12 @@ def cut(root: Path) -> None:
     (root / "s.npy").write_bytes(data[:-8])
 
 
+def longer(root: Path) -> None:
+    write_npy(root, "s")
+    with (root / "s.npy").open("ab") as file:
+        file.write(bytes(4))
+
+
 def no_embedding(root: Path) -> None:
     pq.write_table(pa.table({"id": ["a"], "vector": [[1.0]]}), root / "s.parquet")
 
@@ -144,21 +236,22 @@ def no_embedding(root: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda r: write_npy(r, "s", X.astype(np.float64)), "float64 of shape (5, 7)"),
+        (lambda r: write_npy(r, "s", X.astype(np.int32)), "int32 of shape (5, 7)"),
         (lambda r: write_npy(r, "s", X[0]), "float32 of shape (7,)"),
-        (lambda r: write_npy(r, "s", np.asfortranarray(X)), "column-major"),
+        (lambda r: write_npy(r, "s", X.astype(np.longdouble)), "of shape (5, 7)"),
         (lambda r: write_npy(r, "s", X[:0], []), "holds no vectors"),
         (lambda r: write_npy(r, "s", X, IDS[:4]), "5 vectors, but s.ids.txt has 4 ids"),
         (lambda r: write_npy(r, "s", X, ["a", "b", "a", "c", "d"]), "more than once: a"),
         (lambda r: write_npy(r, "s", X, ["a", "b", "", "c", "d"]), "s.ids.txt line 3: empty line"),
         (lambda r: np.save(r / "s.npy", X), "s.ids.txt: no such file"),
         (cut, "cut short"),
+        (longer, "more than its vectors"),
         (junk("s.npy"), "not a .npy file"),
         (junk("s.parquet"), "not a parquet file"),
         (junk("s/a.npz"), "cannot be read as .npz"),
         (npy_as_npz, "cannot be read as .npz"),
         (no_embedding, "no column 'embedding'; it has id, vector"),
-        (lambda r: write_parquet(r, "s", kind=pa.list_(pa.float64())), "it must be a list of float32"),
+        (lambda r: write_parquet(r, "s", kind=pa.list_(pa.int32()), rows=[[1]] * 5), "it must be a list of floats"),
         (lambda r: write_parquet(r, "s", ids=list(range(5))), "column 'id' is int64"),
         (lambda r: write_parquet(r, "s", rows=[[1.0]] * 4 + [[1.0, 2.0]]), "row 4: a vector of 2 values"),
         (lambda r: write_parquet(r, "s", rows=[[1.0]] * 4 + [[None]]), "null in rows"),
@@ -169,8 +262,8 @@ def no_embedding(root: Path) -> None:
         (lambda r: write_npy(r, "s", X, ["a", "b ", "c", "d", "e"]), "s.ids.txt line 2: 'b ' is no id"),
         (npz(v=np.zeros(3, np.float32)), "zz.npz: a vector of 3 values"),
         (npz(w=X[0]), "no key 'v'"),
-        (npz(v=X), "one float32 vector is expected"),
-        (npz(v=X[0].astype(np.float64)), "float64 of shape (7,)"),
+        (npz(v=X), "one vector of floats is expected"),
+        (npz(v=X[0].astype(np.int64)), "int64 of shape (7,)"),
         (lambda r: (r / "s").mkdir(), "holds no .npz"),
     ],
 )

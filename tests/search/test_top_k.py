@@ -486,7 +486,7 @@ import numpy as np, torch
 from balance.search.config import Backend, SearchConfig
 from balance.search.cosine_bound import CosineBound
 from balance.search.top_k import search
-from balance.data.precomputed import FlatVectors
+from balance.data.flat_vectors import FlatVectors
 
 dim, num_seeds, k = 512, 64, 100
 pool = FlatVectors(os.open(sys.argv[1], os.O_RDONLY), 0, (os.path.getsize(sys.argv[1]) // (4 * dim), dim), "", None)
