@@ -16,9 +16,11 @@ import pyarrow as pa
 
 from balance.data.config import INDEX_EXAMPLES, IndexConfig
 from balance.data.links import LinkTree, chunk_folders, last_leads_to
+from balance.data.media_names import Wanted
 from balance.data.media_scan import Found, scan
 from balance.data.missing import label_losses
-from balance.data.segments import Matched, SegmentList, lines, match, read_list, wanted
+from balance.data.segment_lists import SegmentList, read_list
+from balance.data.segments import Matched, lines, looked_for, match, wanted
 from balance.data.vipant_index import index_weights
 from balance.errors import UserError
 from balance.records import Index
@@ -54,7 +56,7 @@ def build(config: IndexConfig, *, ontology: dict[str, str] | None = None) -> Ite
         )
     matches = [match(segments, sought, found, require_frames=require_frames) for segments in lists]
     if not any(len(matched.rows) for matched in matches):
-        raise UserError(_nothing_found(media, lists[0], found, require_frames))
+        raise UserError(_nothing_found(media, lists[0], sought, found, require_frames))
     stems = [Path(path).stem for path in config.segments]
     summary: dict[str, Any] = {"lists": {}, "require_frames": require_frames, "link": link}
     if link:
@@ -82,15 +84,12 @@ def _what_next(out: Path, media: Path, link: bool) -> str:
     return f"Next: python -m balance.run dataset.root={out}{where} encoder.checkpoint=…"
 
 
-def _nothing_found(media: Path, segments: SegmentList, found: Found, require_frames: bool) -> str:
+def _nothing_found(media: Path, segments: SegmentList, sought: Wanted, found: Found, require_frames: bool) -> str:
     if found.unreadable:
         return f"none of the listed clips can be read. {' '.join(_advice(found))}"
     if require_frames and ((found.folder >= 0).any() or found.flat):
         return f"no listed clip under {media} has a frame: type index.require_frames=false to do without"
-    return (
-        f"none of the listed clips is under {media}: looked for {{dir}}/aclip/{segments.ids[0]}.p0.mp3, "
-        f"{segments.ids[0]}.wav, Y{segments.ids[0]}.wav, {segments.ids[0]}_30.flac and the like"
-    )
+    return f"none of the listed clips is under {media}: {looked_for(segments, sought, found)}"
 
 
 def _advice(found: Found) -> Iterator[str]:

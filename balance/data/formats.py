@@ -19,7 +19,8 @@ from balance.data import ast_json, parquet_files, precomputed, tar_shards, vipan
 from balance.data.config import ColumnsConfig, Format
 from balance.data.locate import index_file, one_file
 from balance.data.media_scan import scan
-from balance.data.segments import match, read_list, to_index, wanted, write_list
+from balance.data.segment_lists import read_list, write_list
+from balance.data.segments import looked_for, match, to_index, wanted
 from balance.data.vipant_index import index_weights, write_weights
 from balance.errors import UserError
 from balance.records import Index, Int64, Labels
@@ -50,12 +51,15 @@ def read_split(format: Format, value: str, *, root: Path, media: Path, columns: 
 def _read_segments(path: Path, media: Path) -> Index:
     segments = read_list(path)
     sought = wanted([segments])
-    matched = match(segments, sought, scan(media, sought), require_frames=False)
+    found = scan(media, sought)
+    matched = match(segments, sought, found, require_frames=False)
     num_found, num_listed = len(matched.rows), len(segments)
+    if not num_found:
+        raise UserError(
+            f"{path}: none of its {num_listed} clips is under {media}: {looked_for(segments, sought, found)}"
+        )
     if num_found < num_listed:
         log.warning("%s: %d of the %d listed clips are there; the others are left out", path, num_found, num_listed)
-    if not num_found:
-        raise UserError(f"{path}: none of its {len(segments)} clips is under {media} (looked for {segments.ids[0]}.*)")
     return to_index(matched)
 
 

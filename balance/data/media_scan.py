@@ -2,10 +2,9 @@
 
 In: the root and the listed segments by id. Out: `Found`, columns by the number of the id. Two layouts: VIP-ANT's
 `{dir}/aclip/{id}.{rest}` with `{dir}/frame/…` beside it (a name is split at its first dot; the rest of a gold file
-begins with `p0.`), and the flat ones of download tools: `{id}.wav`, `Y{id}.wav`, `{id}_{start}.flac`,
-`{id}_{start}_{end}.…` (both in seconds or both in milliseconds) in any folder. Names alone decide, since two million
-stats on a network disk take an hour: what is named .mp3 is taken for one. Of a clip in two folders, the first folder by
-name counts.
+begins with `p0.`), and the flat ones of download tools (`media_names`) in any folder. Names alone decide, since two
+million stats on a network disk take an hour: what is named .mp3 is taken for one. Of a clip in two folders, the first
+folder by name counts; of its flat files, the first by name among those that say its times, else among all.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 from array import array
-from collections.abc import Mapping
+from bisect import insort
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,20 +20,13 @@ from typing import NamedTuple
 import numpy as np
 
 from balance.data.media import AUDIO_SUFFIXES, OTHER_AUDIO_SUFFIXES
+from balance.data.media_names import Wanted, find_clip
 from balance.records import Int32, Int64
 
 IMAGE_SUFFIXES = frozenset({"jpeg", "jpg", "png", "webp"})
 ALL_AUDIO = AUDIO_SUFFIXES | OTHER_AUDIO_SUFFIXES
 GOLD = "p0."
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Wanted:
-    """The clips to look for: number[id] counts from 0; start_s, end_s[number] tell segments of one video apart."""
-
-    number: Mapping[str, int]
-    start_s: list[float]
-    end_s: list[float]
+_NUM_OTHERS = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,7 +54,8 @@ class Found:
     them, −1 where the id has no gold clip in that layout; audio, frames: its files in it; flat: number -> path
     relative to the root, for ids that lie only in a flat layout; key: `aclip`, or `clip` where only folders of that
     older name hold audio; has_frames: whether there is any `frame/` folder; unreadable: number -> suffix of listed
-    clips that have only a file which libsndfile cannot read.
+    clips that have only a file which libsndfile cannot read; others: paths of the first audio files by name that are
+    no listed clip's.
     """
 
     folders: list[str]
@@ -73,6 +66,7 @@ class Found:
     key: str
     has_frames: bool
     unreadable: dict[int, str]
+    others: list[str]
 
 
 class _Seen:
@@ -135,41 +129,32 @@ class _Walk:
         self._folders: list[str] = []
         self._gold = {"aclip": _Seen(), "clip": _Seen()}
         self._frames = _Seen()
-        self._flat: dict[int, str] = {}
+        self._flat: dict[int, tuple[bool, str]] = {}  # (whether the whole video, path): the least counts
         self._unreadable: dict[int, str] = {}
+        self._others: list[str] = []
         self._has_frames = False
 
     def enter(self, folder: _Folder) -> list[_Folder]:
         """Take in one folder's files; returns its sub-folders."""
         parent, _, base = folder.relative.rpartition("/")
-        place = len(self._folders)
         self._folders.append(parent)
-        is_frames = base == "frame"
-        self._has_frames |= is_frames
-        gold = self._gold.get(base)
-        number = self._wanted.number
+        self._has_frames |= base == "frame"
+        is_gold = base in self._gold
         below: list[_Folder] = []
         with os.scandir(folder.real) as entries:
             for entry in entries:
                 name = entry.name
                 if entry.is_dir(follow_symlinks=False):
                     below.append(_Folder(folder.path(name), entry.path, folder.left))
-                    continue
-                if (gold is not None or is_frames) and self._is_own_link(entry):
-                    continue
-                id, _, rest = name.partition(".")
-                suffix = rest.rpartition(".")[2].lower()
-                if is_frames:
-                    if suffix in IMAGE_SUFFIXES and rest.startswith(GOLD) and (clip := number.get(id)) is not None:
-                        self._frames.add(clip, place, sys.intern(rest))
-                elif suffix in ALL_AUDIO:
-                    if gold is None or "." not in rest:
-                        self._add_flat(name, suffix, folder.path(name))
-                    elif rest.startswith(GOLD) and (clip := number.get(id)) is not None:
-                        if suffix in AUDIO_SUFFIXES:
-                            gold.add(clip, place, sys.intern(rest))
-                        else:
-                            self._unreadable[clip] = suffix
+                elif name.startswith("._") or ((is_gold or base == "frame") and self._is_own_link(entry)):
+                    continue  # the former are macOS's notes on files
+                elif base == "frame":
+                    self._add_frame(name)
+                elif name.rpartition(".")[2].lower() in ALL_AUDIO:
+                    if not is_gold or name.count(".") == 1:
+                        self._add_flat(name, folder)
+                    else:
+                        self._add_gold(name, folder, self._gold[base])
                 elif (linked := folder.behind(entry)) is not None:
                     below.append(linked)
         return below
@@ -181,40 +166,39 @@ class _Walk:
             and os.path.realpath(entry.path).startswith(self._linked_into + os.sep)
         )
 
-    def _add_flat(self, name: str, suffix: str, path: str) -> None:
-        clip = self._flat_clip(name.rpartition(".")[0])
-        if clip is None:
-            return
-        if suffix not in AUDIO_SUFFIXES:
+    def _add_frame(self, name: str) -> None:
+        id, _, rest = name.partition(".")
+        clip = self._wanted.number.get(id)
+        if clip is not None and rest.startswith(GOLD) and rest.rpartition(".")[2].lower() in IMAGE_SUFFIXES:
+            self._frames.add(clip, len(self._folders) - 1, sys.intern(rest))
+
+    def _add_gold(self, name: str, folder: _Folder, gold: _Seen) -> None:
+        id, _, rest = name.partition(".")
+        clip, suffix = self._wanted.number.get(id), rest.rpartition(".")[2].lower()
+        if clip is None or not rest.startswith(GOLD):
+            self._add_other(folder.path(name))
+        elif suffix in AUDIO_SUFFIXES:
+            gold.add(clip, len(self._folders) - 1, sys.intern(rest))
+        else:
             self._unreadable[clip] = suffix
-        elif clip not in self._flat or path < self._flat[clip]:
-            self._flat[clip] = path
 
-    def _flat_clip(self, stem: str) -> int | None:
-        """The clip that a flat name means. An id may hold `_` and digits, so the whole stem is tried first."""
-        number = self._wanted.number
-        candidates = (stem, stem[1:]) if stem.startswith("Y") else (stem,)
-        for candidate in candidates:
-            if candidate in number:
-                return number[candidate]
-        for candidate in candidates:
-            for num_times in (1, 2):
-                id, *times = candidate.rsplit("_", num_times)
-                clip = number.get(id)
-                if clip is not None and len(times) == num_times and self._is_segment(times, clip):
-                    return clip
-        return None
+    def _add_flat(self, name: str, folder: _Folder) -> None:
+        stem, _, suffix = name.rpartition(".")
+        meant = find_clip(stem, self._wanted)
+        if meant is None:
+            self._add_other(folder.path(name))
+            return
+        clip, is_segment = meant
+        if suffix.lower() not in AUDIO_SUFFIXES:
+            self._unreadable[clip] = suffix.lower()
+            return
+        place = (not is_segment, folder.path(name))
+        self._flat[clip] = min(place, self._flat.get(clip, place))
 
-    def _is_segment(self, times: list[str], clip: int) -> bool:
-        """Whether a name's numbers are the segment's start, or start and end (tools cut off fractions): one in
-        seconds, two in seconds or milliseconds."""
-        try:
-            values = [float(text) for text in times]
-        except ValueError:
-            return False
-        ends_s = (self._wanted.start_s[clip], self._wanted.end_s[clip])
-        units = (1.0, 1000.0) if len(values) == 2 else (1.0,)
-        return any(all(abs(value / unit - s) < 1 for value, s in zip(values, ends_s, strict=False)) for unit in units)
+    def _add_other(self, path: str) -> None:
+        if len(self._others) < _NUM_OTHERS or path < self._others[-1]:
+            insort(self._others, path)
+            del self._others[_NUM_OTHERS:]
 
     def found(self) -> Found:
         num_ids = len(self._wanted.start_s)
@@ -236,10 +220,11 @@ class _Walk:
             folder=folder,
             audio=audio,
             frames=frames,
-            flat={clip: path for clip, path in self._flat.items() if folder[clip] < 0},
+            flat={clip: path for clip, (_, path) in self._flat.items() if folder[clip] < 0},
             key=key,
             has_frames=self._has_frames,
             unreadable={c: s for c, s in self._unreadable.items() if folder[c] < 0 and c not in self._flat},
+            others=self._others,
         )
 
 

@@ -1,84 +1,27 @@
-"""Official AudioSet segment lists -> VIP-ANT indexes, given what a media walk found.
+"""Lists of segments -> VIP-ANT indexes, given what a media walk found.
 
-A list is three `#` lines, then `YTID, start, end, "label,label"`. The index keeps the list's order, skips ids without a
-gold clip (and without a frame, where frames are required) and names only the gold files, suffixes sorted: what
-the published preparation makes. Lists and lines are plain Python rows: two million cost 1 GB and seconds, once.
+The index keeps the list's order, skips ids without a gold clip (and without a frame, where frames are required) and
+names only the gold files, suffixes sorted: what the published preparation makes. An index is text, so a clip in a
+folder whose name is not UTF-8 is refused by name.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import math
-import sys
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from balance.data.clip_ids import refuse_duplicates
-from balance.data.media_scan import Found, Wanted
-from balance.data.vipant_index import labels_from_lists
+from balance.data.media_names import Wanted, likely_id
+from balance.data.media_scan import Found
+from balance.data.segment_lists import SegmentList
 from balance.errors import UserError
-from balance.records import Index, Int64, Labels
-from balance.runtime.files import atomic_text
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SegmentList:
-    """One list, a row per segment: ids; bos, eos: seconds, as text; labels: of one segment, joined by commas."""
-
-    file: str
-    ids: list[str]
-    bos: list[str]
-    eos: list[str]
-    labels: list[str]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def label_sets(self) -> Labels:
-        return labels_from_lists(pc.split_pattern(pa.array(self.labels, type=pa.string()), ","))
-
-
-def read_list(path: Path) -> SegmentList:
-    """An official segment list. UserError names the file and the line that is none."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = SegmentList(str(path), [], [], [], [])
-            for number, line in enumerate(file, 1):
-                if not line.startswith("#") and not line.isspace():
-                    _add_row(rows, path, number, line.rstrip("\r\n"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason})") from None
-    except OSError as error:
-        raise UserError(f"{path}: the segment list cannot be read: {error.strerror}") from None
-    if not len(rows):
-        raise UserError(f"{path}: empty segment list: no segment in it")
-    refuse_duplicates(str(path), pa.array(rows.ids, type=pa.string()))
-    return rows
-
-
-def _add_row(rows: SegmentList, path: Path, number: int, line: str) -> None:
-    fields = line.split(", ", 3)
-    if len(fields) == 4 and len(fields[3]) > 2 and fields[3][0] == fields[3][-1] == '"':
-        id, bos, eos, labels = fields
-        try:
-            is_time = math.isfinite(float(bos)) and math.isfinite(float(eos))
-        except ValueError:
-            is_time = False
-        if is_time and id and not {'"', "/"} & set(id) and "" not in labels[1:-1].split(","):
-            rows.ids.append(id)
-            rows.bos.append(sys.intern(bos))  # few distinct ones
-            rows.eos.append(sys.intern(eos))
-            rows.labels.append(sys.intern(labels[1:-1]))
-            return
-    if line.startswith("{"):
-        raise UserError(f"{path} line {number}: a JSON record: this is an index already, not an official segment list")
-    raise UserError(f'{path} line {number}: {line[:60]!r} is not `YTID, start, end, "label,label"`')
+from balance.records import Index, Int64
 
 
 def wanted(lists: Sequence[SegmentList]) -> Wanted:
@@ -138,8 +81,7 @@ def lines(matched: Matched, folders: Sequence[str] | None = None) -> Iterator[st
             folder, audio = "", (f"p0.{found.flat[number].rpartition('.')[2]}",)
         else:
             folder, audio = found.folders[found.folder[number]], found.audio[number]
-        if folders is not None:
-            folder = folders[i]
+        folder = text(folder) if folders is None else folders[i]
         labels = tuple(segments.labels[row].split(","))
         yield (
             f'{{"id": {json.dumps(segments.ids[row], ensure_ascii=False)}, "dir": {as_json(folder)}, '
@@ -154,10 +96,18 @@ def to_index(matched: Matched) -> Index:
     return Index(
         file=segments.file,
         ids=pa.array([segments.ids[row] for row in rows], type=pa.string()),
-        paths=pa.array(list(gold_paths(matched)), type=pa.string()),
+        paths=_paths(matched),
         labels=segments.label_sets().take(matched.rows),
-        entries=pa.array([_line(segments, row).encode() for row in rows], type=pa.large_binary()),
+        entries=pa.array([segments.line(row).encode() for row in rows], type=pa.large_binary()),
     )
+
+
+def _paths(matched: Matched) -> Any:
+    paths = list(gold_paths(matched))
+    try:
+        return pa.array(paths, type=pa.string())
+    except UnicodeEncodeError:
+        return pa.array([text(path) for path in paths], type=pa.string())
 
 
 def gold_paths(matched: Matched) -> Iterator[str]:
@@ -172,18 +122,29 @@ def gold_paths(matched: Matched) -> Iterator[str]:
         yield f"{folder}/{tail}" if folder else tail
 
 
-def _line(segments: SegmentList, row: int) -> str:
-    return f'{segments.ids[row]}, {segments.bos[row]}, {segments.eos[row]}, "{segments.labels[row]}"'
+def text(path: str) -> str:
+    """The same path; UserError where it is not UTF-8 and so cannot stand in an index."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise UserError(
+            f"{shown}: not UTF-8, so it cannot stand in an index: rename it (convmv -r -f latin1 -t utf8 --notest "
+            "FOLDER), or make an index of links (python -m balance.index … index.link=true)"
+        ) from None
+    return path
 
 
-def write_list(path: Path, lines: Sequence[bytes], labels: Labels) -> None:
-    """An official list of these lines; the header's counts are theirs."""
-    num_labels = int((labels.counts() > 0).sum())
-    with atomic_text(path) as file:
-        file.write("# Segments csv: seeds, then their neighbours\n")
-        file.write(
-            f"# num_ytids={len(lines)}, num_segs={len(lines)}, num_unique_labels={num_labels}, "
-            f"num_positive_labels={len(labels.codes)}\n"
-        )
-        file.write("# YTID, start_seconds, end_seconds, positive_labels\n")
-        file.writelines(line.decode() + "\n" for line in lines)
+def looked_for(segments: SegmentList, sought: Wanted, found: Found) -> str:
+    """What to tell where no listed clip was found: what was looked for, and what the media folder holds."""
+    id = segments.ids[0]
+    names = f"{{dir}}/aclip/{id}.p0.mp3, {id}.wav, Y{id}.wav, {id}_30.flac and the like"
+    holds = ", ".join(_other(path, sought) for path in found.others) or "no audio file"
+    return f"looked for {names}. It holds {holds}"
+
+
+def _other(path: str, sought: Wanted) -> str:
+    """`folder/name_5.wav (id name)`"""
+    id = likely_id(path.rpartition("/")[2].rpartition(".")[0])
+    why = ", listed with other times" if id in sought.number else ""
+    return os.fsencode(f"{path} (id {id}{why})").decode("utf-8", "backslashreplace")

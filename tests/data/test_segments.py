@@ -15,7 +15,8 @@ import pytest
 from balance.data.build_index import build
 from balance.data.config import IndexConfig
 from balance.data.media_scan import scan
-from balance.data.segments import match, read_list, to_index, wanted
+from balance.data.segment_lists import read_list
+from balance.data.segments import match, to_index, wanted
 from balance.data.vipant_index import read_index
 from balance.errors import UserError
 from tests.paths import SHARED
@@ -128,6 +129,21 @@ FLAT = {
         "Yz345678901_0_10000.flac",
         "Y-_-_-_-_-_1_20.500_30.500.flac",
     ],
+    "start-end in folders by label": [
+        "Male speech, man speaking/--PJHxphWEs_30.0-40.0.ogg",
+        "Male speech, man speaking/a_b_30000_c_130.0-140.0.ogg",
+        "Bell/Yz345678901_0-10.wav",
+        "Bell/-_-_-_-_-_1_20.5-30.5.ogg",
+    ],
+    "id_": ["id_--PJHxphWEs.wav", "000000/id_a_b_30000_c.wav", "id_Yz345678901.wav", "id_-_-_-_-_-_1_20_30.wav"],
+    "titles": ["A title [--PJHxphWEs].wav", "b [a_b_30000_c].flac", "[x] [Yz345678901].wav", "t--_-_-_-_-_1.ogg"],
+    "start in milliseconds": [
+        "--PJHxphWEs_30000.wav",
+        "a_b_30000_c_130000.wav",
+        "Yz345678901_0.wav",
+        "-_-_-_-_-_1_20500.wav",
+    ],
+    "gold files laid flat": ["--PJHxphWEs.p0.wav", "a_b_30000_c.p0.mp3", "Yz345678901.p0.flac", "-_-_-_-_-_1.p0.ogg"],
 }
 
 
@@ -138,7 +154,7 @@ def test_flat_layouts_are_linked(tmp_path, layout):
         media,
         *FLAT[layout],
         "nowhere_000_77.flac",
-        "nowhere_000_10000.flac",
+        "nowhere_000_9000.flac",
         "nowhere_000_10_30.flac",
         "--PJHxphWEs_500_510.txt",
     )
@@ -160,6 +176,71 @@ def test_flat_layouts_are_linked(tmp_path, layout):
     in_place = to_index(match(listed, sought, scan(media, sought), require_frames=False))
     assert in_place.paths.to_pylist() == FLAT[layout]
     assert [line.decode() for line in in_place.entries.to_pylist()] == segments.read_text().splitlines()[3:7]
+
+
+def test_a_file_with_the_listed_times_wins_over_the_whole_video(tmp_path):
+    for whole, segment in [
+        ("a/--PJHxphWEs.wav", "b/--PJHxphWEs_30_40.wav"),
+        ("--PJHxphWEs.flac", "z/y/--PJHxphWEs_30000_40000.mp3"),
+        ("A [--PJHxphWEs].wav", "Y--PJHxphWEs_30.wav"),
+        ("Y--PJHxphWEs.wav", "--PJHxphWEs.p0.wav"),
+    ]:
+        media = tmp_path / str(len(list(tmp_path.iterdir())))
+        touch(media, whole, segment, "--PJHxphWEs_50_60.wav")
+        listed = read_list(write_list(tmp_path / "l.csv"))
+        sought = wanted([listed])
+        assert to_index(match(listed, sought, scan(media, sought), require_frames=False)).paths.to_pylist() == [segment]
+
+
+def test_notes_of_macos_are_no_media(tmp_path):
+    """`._NAME` beside NAME: whatever the name means."""
+    touch(tmp_path / "m", "A [--PJHxphWEs].wav", "._A [--PJHxphWEs].wav", "aclip/._a_b_30000_c.p0.wav", "._x.wav")
+    run(segments=write_list(tmp_path / "l.csv"), media=tmp_path / "m", out=tmp_path / "o")
+    (place,) = (tmp_path / "o" / "l_0_5" / "aclip").iterdir()
+    assert os.readlink(place) == "../../../m/A [--PJHxphWEs].wav"
+
+
+def test_a_message_shows_what_was_seen_instead(tmp_path):
+    """The first three audio files by name, wherever they lie, and the ids that they seem to hold."""
+    touch(tmp_path / "m", "z/Ybbbbbbbbbbb.wav", "b/ccccccccccc_30_40.wav", "a/Title [ddddddddddd].mp3", "notes.txt")
+    touch(tmp_path / "m", "a/aclip/eeeeeeeeeee.p0.wav", "x.mp3")
+    os.mkdir(os.fsencode(tmp_path / "m") + b"/M\xfasica")
+    with pytest.raises(UserError) as caught:
+        run(segments=write_list(tmp_path / "l.csv"), media=tmp_path / "m", out=tmp_path / "o")
+    assert str(caught.value).endswith(
+        "and the like. It holds a/Title [ddddddddddd].mp3 (id ddddddddddd), a/aclip/eeeeeeeeeee.p0.wav (id "
+        "eeeeeeeeeee), b/ccccccccccc_30_40.wav (id ccccccccccc)"
+    )
+    touch(tmp_path / "n", "--PJHxphWEs_50_60.wav", "notes.txt")
+    (tmp_path / "n" / os.fsdecode(b"M\xfasica.mp3")).touch()
+    with pytest.raises(UserError) as caught:
+        run(segments=write_list(tmp_path / "l.csv"), media=tmp_path / "n", out=tmp_path / "o")
+    assert str(caught.value).endswith(
+        r"It holds --PJHxphWEs_50_60.wav (id --PJHxphWEs, listed with other times), M\xfasica.mp3 (id M\xfasica)"
+    )
+    touch(tmp_path / "p", "notes.txt")
+    with pytest.raises(UserError, match="It holds no audio file"):
+        run(segments=write_list(tmp_path / "l.csv"), media=tmp_path / "p", out=tmp_path / "o")
+
+
+def test_a_folder_name_that_is_not_utf8(tmp_path):
+    """An index of links reads its clips; what needs the name itself says so in one sentence."""
+    folder = tmp_path / "m" / os.fsdecode(b"M\xfasica")
+    touch(folder, "--PJHxphWEs.wav")
+    (folder / "--PJHxphWEs.wav").write_text("a sound")
+    run(segments=write_list(tmp_path / "l.csv"), media=tmp_path / "m", out=tmp_path / "o")
+    (path,) = read_index(tmp_path / "o" / "src_l.csv").paths.to_pylist()
+    assert (tmp_path / "o" / path).read_text() == "a sound"
+    listed = read_list(tmp_path / "l.csv")
+    sought = wanted([listed])
+    with pytest.raises(UserError, match=r"^M\\xfasica/--PJHxphWEs\.wav: not UTF-8.*\bconvmv\b"):
+        to_index(match(listed, sought, scan(tmp_path / "m", sought), require_frames=False))
+    touch(tmp_path / "n" / os.fsdecode(b"M\xfasica"), "aclip/--PJHxphWEs.p0.wav")
+    with pytest.raises(UserError, match=r"^M\\xfasica: not UTF-8.*index\.link=true"):
+        run(segments=tmp_path / "l.csv", media=tmp_path / "n", out=tmp_path / "p")
+    assert list((tmp_path / "p").iterdir()) == []
+    run(segments=tmp_path / "l.csv", media=tmp_path / "n", out=tmp_path / "p", link=True)
+    assert len(read_index(tmp_path / "p" / "src_l.csv")) == 1
 
 
 def test_media_inside_out_are_not_walked_twice(tmp_path):
