@@ -22,8 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from balance.audio.decode import Undecodable, load
+from balance.audio.decode import load
+from balance.audio.sound_file import Undecodable
 from balance.data import media
+from balance.errors import UserError
 from balance.runtime.child import follow_parent
 
 _MODULE = "balance.audio.decoder_process"
@@ -53,13 +55,6 @@ class Job:
     size: int = -1
 
 
-class DecoderCannotStart(RuntimeError):
-    """The decoder program itself fails: no clip is to blame."""
-
-    def __init__(self) -> None:
-        super().__init__(f"a decoder process did not start; see: python -m {_MODULE}")
-
-
 class DecoderProcess:
     """The parent's end of one decoder. One thread uses it; any thread may call `kill`."""
 
@@ -77,8 +72,15 @@ class DecoderProcess:
         self._stdin, self._stdout = self._popen.stdin, self._popen.stdout
 
     def wait_until_ready(self) -> None:
-        """Raises EOFError or TimeoutError where it does not start."""
-        self._read_until(lambda data: b"\n" in data, time.monotonic() + _START_LIMIT_S)
+        """Raises EOFError where it is killed while it starts, UserError where it cannot start: no clip is to blame."""
+        try:
+            self._read_until(lambda data: b"\n" in data, time.monotonic() + _START_LIMIT_S)
+        except TimeoutError:
+            raise UserError(f"a decoder process did not start within {_START_LIMIT_S:.0f} s: try again") from None
+        except EOFError:
+            if self._popen.wait() < 0:  # by a signal, as the kernel's memory killer sends it
+                raise
+            raise UserError(f"decoder processes cannot start: {_why_not()}") from None
 
     def decode(self, job: Job, slot: int, timeout_s: float) -> tuple[dict[str, Any], bytes]:
         """The answer's line, and the samples' bytes where they did not fit into the slot.
@@ -128,6 +130,12 @@ class DecoderProcess:
         self._popen.wait()
 
 
+def _why_not() -> str:
+    """The last line of what the program says when it fails."""
+    done = subprocess.run([sys.executable, "-c", f"import {_MODULE}"], capture_output=True, text=True)
+    return (done.stderr.strip().splitlines() or [f"{_MODULE} ended at once"])[-1]
+
+
 def _decode_one(
     request: dict[str, Any], settings: DecodeSettings, reader: media.MediaReader, memory: mmap.mmap
 ) -> tuple[dict[str, Any], bytes]:
@@ -145,6 +153,7 @@ def _decode_one(
         "rms_db": repr(float(wave.rms_db)),
         "pcm_sha1": wave.pcm_sha1.hex(),
         "num_kept": len(wave.samples),
+        "partial": wave.partial,
     }
     data = np.ascontiguousarray(wave.samples, dtype=np.float32)
     if data.nbytes > settings.slot_bytes:

@@ -23,18 +23,23 @@ import numpy as np
 import numpy.typing as npt
 
 from balance.audio.decode import kept_samples
-from balance.audio.decoder_process import DecoderCannotStart, DecoderProcess, DecodeSettings, Job
+from balance.audio.decoder_process import DecoderProcess, DecodeSettings, Job
+from balance.errors import UserError
+
+_START_ATTEMPTS = 5  # of a decoder that is killed each time
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decoded:
-    """A decoded clip: `samples` (num_kept,) float32 of channel 0, valid until `release()`; facts of the whole clip."""
+    """A decoded clip: `samples` (num_kept,) float32 of channel 0, valid until the next result; facts of the whole clip;
+    `partial`: what of it could not be decoded, in words, or ""."""
 
     samples: npt.NDArray[np.float32]
     sample_rate: int
     num_samples: int
     rms_db: float
     pcm_sha1: bytes
+    partial: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,19 +187,27 @@ class DecoderPool:
             answer["num_samples"],
             float(answer["rms_db"]),
             bytes.fromhex(answer["pcm_sha1"]),
+            answer["partial"],
         )
 
     def _start(self, number: int) -> DecoderProcess:
-        with self._starting:
-            if self._closed:
-                raise EOFError
-            process = self._processes[number] = DecoderProcess(self._settings, self._fd)
-        try:
-            process.wait_until_ready()
-        except (EOFError, TimeoutError) as error:
-            self._clear_away(number)
-            raise DecoderCannotStart from error
-        return process
+        for _ in range(_START_ATTEMPTS):
+            with self._starting:
+                if self._closed:
+                    raise EOFError
+                process = self._processes[number] = DecoderProcess(self._settings, self._fd)
+            try:
+                process.wait_until_ready()
+                return process
+            except EOFError:
+                self._clear_away(number)
+            except UserError:
+                self._clear_away(number)
+                raise
+        raise UserError(
+            f"decoder processes are killed while they start ({_START_ATTEMPTS} times): is there enough memory? "
+            "Type a smaller num_workers=…"
+        )
 
     def _clear_away(self, number: int) -> None:
         process = self._processes.pop(number, None)

@@ -46,7 +46,8 @@ from balance.runtime import files
 
 log = logging.getLogger(__name__)
 
-FRONT_END_VERSION = 1  # to be raised with any change of the front end or the tower that changes a number
+# To be raised with any change of decoder, front end or tower that changes a number. 2: sound to the end of the data.
+FRONT_END_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -24,6 +24,7 @@ from torch.utils.data import Dataset, default_collate
 
 from balance.audio import decode
 from balance.audio.fbank import VIPANT_FRONT_END, FrontEnd, LogMel
+from balance.audio.sound_file import Undecodable
 from balance.data.ast_json import LABEL_MAP, read_label_map
 from balance.data.vipant_index import read_index
 from balance.errors import UserError
@@ -132,10 +133,10 @@ class ClipDataset(Dataset[Example | None]):
             wave = decode.load(
                 self.root / path, max_frames=self._front_end.max_frames, zero_mean=self._front_end.zero_mean
             )
-        except (decode.Undecodable, OSError) as error:
+        except (Undecodable, OSError) as error:
             if self._on_unreadable == "skip":
                 return None
-            why = error.detail if isinstance(error, decode.Undecodable) else error.strerror
+            why = error.detail if isinstance(error, Undecodable) else error.strerror
             if not (self.root / path).exists():  # libsndfile says "System error."
                 why = f"no such file under {self.root}"
             raise UnreadableClip(f"{path}: {why}") from None

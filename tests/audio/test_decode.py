@@ -3,17 +3,18 @@
 import hashlib
 import io
 import math
+import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given
-from hypothesis import strategies as st
 
 from balance.audio import decode
+from balance.audio.sound_file import Undecodable
 from tests.paths import VIPANT
 
 CLIPS = VIPANT / "clips"
@@ -21,7 +22,7 @@ ENCODABLE = sorted(p for p in CLIPS.iterdir() if p.stem not in ("corrupt", "empt
 
 
 def reason(file: object) -> tuple[str, str]:
-    with pytest.raises(decode.Undecodable) as caught:
+    with pytest.raises(Undecodable) as caught:
         decode.load(file, max_frames=1000, zero_mean=True)  # type: ignore[arg-type]
     return caught.value.reason, caught.value.detail
 
@@ -43,41 +44,6 @@ def test_facts_of_the_whole_clip(path: Path) -> None:
     mean_square = np.mean(decoded.astype(np.float64) ** 2)
     expected_db = 20 * math.log10(math.sqrt(mean_square)) if mean_square else -math.inf
     assert waveform.rms_db == pytest.approx(expected_db, abs=1e-9)
-
-
-def published_crop(samples: np.ndarray, num_kept: int) -> np.ndarray:
-    """The rule as the published loader words it, with lists of candidates instead of branches."""
-    total = len(samples)
-    if total <= num_kept:
-        return samples
-    start = round((total - num_kept) / 2.0)
-    kept = samples[start : start + num_kept]
-    centre_std = samples[start : start + num_kept].std(ddof=1, dtype=np.float64)
-    if centre_std < 0.5 * samples.std(ddof=1, dtype=np.float64):
-        kept = samples[:num_kept]
-        if kept.std(ddof=1, dtype=np.float64) < centre_std:
-            kept = samples[-num_kept:]
-    return kept
-
-
-@given(st.integers(2, 60), st.integers(2, 40), st.integers(1, 2), st.integers(0, 2**32 - 1))
-def test_crop_takes_centre_head_or_tail(total: int, num_kept: int, channels: int, seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    loudness = np.repeat(generator.choice([0.0, 0.01, 1.0], 6), 10)[:total, None]
-    samples = (generator.standard_normal((total, channels)) * loudness).astype(np.float32)
-    np.testing.assert_array_equal(decode.crop(samples, num_kept), published_crop(samples, num_kept))
-
-
-def test_each_place_of_the_crop_is_reached() -> None:
-    quiet, loud = np.full((40, 1), 1e-4, np.float32), np.ones((40, 1), np.float32)
-    quiet[::2] *= -1
-    loud[::2] *= -1
-    dead = np.zeros((40, 1), np.float32)
-    for parts, start in (((loud, loud, loud), 40), ((loud, dead, dead), 0), ((dead, quiet, loud), 80)):
-        samples = np.concatenate(parts)
-        kept = decode.crop(samples, 40)
-        assert np.shares_memory(kept, samples[start : start + 40])
-        np.testing.assert_array_equal(kept, samples[start : start + 40])
 
 
 def test_mean_over_all_channels_of_the_cropped_clip_then_channel_0() -> None:
@@ -143,6 +109,56 @@ def test_what_a_truncated_file_still_gives_is_used() -> None:
     assert 200_000 < cut.num_samples < len(whole)
     assert cut.pcm_sha1 == hashlib.sha1(whole[: cut.num_samples].tobytes()).digest()
     assert reason(io.BytesIO(path.read_bytes()[:500]))[0] == "undecodable"
+
+
+@pytest.mark.parametrize("name", ["long_stereo_44k.flac", "long_loud_ends_16k.flac", "long_loud_tail_22k.flac"])
+def test_a_clip_that_is_not_kept_is_decoded_again_with_the_same_result(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = decode.load(CLIPS / name, max_frames=500, zero_mean=True)
+    monkeypatch.setattr(decode, "_KEPT_BYTES", 100_000)
+    again = decode.load(CLIPS / name, max_frames=500, zero_mean=True)
+    assert (kept.num_samples, kept.pcm_sha1, kept.rms_db) == (again.num_samples, again.pcm_sha1, again.rms_db)
+    np.testing.assert_array_equal(kept.samples, again.samples)
+
+
+def test_memory_is_bounded_whatever_the_length(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """90 s of 8 channels, 138 MB of samples, with the bound set to 4 MiB; a crop of 1 s."""
+    with soundfile.SoundFile(tmp_path / "a.flac", "w", 48_000, 8) as file:
+        for second in range(90):
+            file.write(np.full((48_000, 8), 0.001 * second, np.float32))
+    monkeypatch.setattr(decode, "_KEPT_BYTES", 4 << 20)
+    tracemalloc.start()
+    waveform = decode.load(tmp_path / "a.flac", max_frames=100, zero_mean=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert waveform.num_samples == 90 * 48_000
+    assert peak < 24 << 20
+
+
+def test_details_say_what_a_file_is(tmp_path: Path) -> None:
+    page = b"\n<!DOCTYPE html><html><head><title>404</title></head></html>"
+    for content, words in (
+        (page, "a web page (HTML), not audio: the download failed"),
+        (b"", "an empty file"),
+        (b"\0\0\0\x20ftypM4A \0\0\0\0" + bytes(100), "an MP4/M4A file, which libsndfile cannot read"),
+    ):
+        for name in ("a.mp3", "a.wav"):
+            (tmp_path / name).write_bytes(content)
+            for source in (tmp_path / name, io.BytesIO(content)):
+                assert reason(source)[0] == "undecodable"
+                assert reason(source)[1].startswith(words)
+
+
+def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.wav")  # a plain open would wait for a writer
+    (tmp_path / "b.wav").symlink_to("/dev/zero")  # it would be read without end
+    (tmp_path / "c.wav").mkdir()
+    assert reason(tmp_path / "a.wav") == ("undecodable", "a named pipe, not a file")
+    assert reason(tmp_path / "b.wav") == ("undecodable", "a device, not a file")
+    assert reason(tmp_path / "c.wav") == ("undecodable", "a folder, not a file")
+    assert reason(tmp_path / "d.wav") == ("undecodable", "No such file or directory")
+    assert reason(str(tmp_path / "e\0.wav")) == ("undecodable", "Invalid argument")
 
 
 def test_decoder_processes_need_neither_torch_nor_arrow() -> None:

@@ -2,17 +2,21 @@
 
 import os
 import signal
+import struct
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
 
-from balance.audio.decoder_process import DecodeSettings, Job
+from balance.audio.decoder_process import DecoderProcess, DecodeSettings, Job
 from balance.audio.decoders import Decoded, DecoderPool, Undecoded, plan_slots
+from balance.errors import UserError
 from tests import worlds
+from tests.paths import REPOSITORY
 
 
 def _settings(root: Path, *, slot_bytes: int = 1 << 20, num_slots: int = 4) -> DecodeSettings:
@@ -52,48 +56,99 @@ def test_samples_arrive_in_order_whatever_the_slots(tmp_path: Path) -> None:
         assert all(abs(len(a) - len(b)) < 500 for a, b in zip(found, expected, strict=True))
 
 
-def test_a_decoder_that_hangs_costs_its_clip_only(tmp_path: Path) -> None:
+def _write_endless(path: Path) -> None:
+    """A wav of 4.5 hours of silence that takes no room on the disk: whoever decodes it is busy for a while."""
+    soundfile.write(path, np.zeros(16, np.int16), 48_000, format="RF64")
+    data = bytearray(path.read_bytes())
+    at = data.index(b"ds64") + 8
+    data[at : at + 24] = struct.pack("<3Q", (1 << 31) + len(data), 1 << 31, 1 << 30)
+    path.write_bytes(data)
+    os.truncate(path, len(data) + (1 << 31))
+
+
+class _Meddler:
+    """Sends a signal to every decoder that has `path` open, `times` times, each to another process."""
+
+    def __init__(self, decoders: DecoderPool, path: Path, number: int, times: int) -> None:
+        self._thread = threading.Thread(target=self._run, args=(decoders, path, number, times))
+        self._thread.start()
+
+    def _run(self, decoders: DecoderPool, path: Path, number: int, times: int) -> None:
+        met: set[int] = set()
+        while len(met) < times:
+            for process in set(decoders.process_ids()) - met:
+                if _has_open(process, path):
+                    os.kill(process, number)
+                    met.add(process)
+            time.sleep(0.005)
+
+    def join(self) -> None:
+        self._thread.join()
+
+
+def _has_open(process: int, path: Path) -> bool:
+    try:
+        return any(os.readlink(f) == str(path) for f in Path(f"/proc/{process}/fd").iterdir())
+    except OSError:
+        return False
+
+
+def _run_meddled(root: Path, number: int, times: int, *, limit_s: float) -> list[np.ndarray | Undecoded]:
+    """Eight clips, the fourth endless, whose decoder gets a signal."""
     paths = [f"{i}.wav" for i in range(8)]
     for i, path in enumerate(paths):
-        worlds.write_clip(tmp_path / path, i)
-    (tmp_path / paths[3]).unlink()
-    os.mkfifo(tmp_path / paths[3])  # opening it waits for a writer for ever
-    found = _run(_settings(tmp_path), paths, limit_s=2.0)
+        worlds.write_clip(root / path, i)
+    _write_endless(root / paths[3])
+    with DecoderPool(_settings(root), _jobs(paths), num_workers=2, clip_timeout_s=limit_s) as decoders:
+        meddler = _Meddler(decoders, root / paths[3], number, times)
+        found = [r.samples.copy() if isinstance(r, Decoded) else r for _, _, r in decoders.results()]
+        meddler.join()
+    return found
+
+
+def test_a_decoder_that_hangs_costs_its_clip_only(tmp_path: Path) -> None:
+    found = _run_meddled(tmp_path, signal.SIGSTOP, 1, limit_s=2.0)
     assert found[3] == Undecoded("undecodable", "the decoder gave no answer within its time limit")
     assert all(isinstance(x, np.ndarray) for i, x in enumerate(found) if i != 3)
 
 
 def test_a_decoder_that_dies_costs_its_clip_only(tmp_path: Path) -> None:
-    paths = [f"{i}.wav" for i in range(8)]
-    for i, path in enumerate(paths):
-        worlds.write_clip(tmp_path / path, i)
-    (tmp_path / paths[2]).unlink()
-    os.mkfifo(tmp_path / paths[2])
-    with DecoderPool(_settings(tmp_path), _jobs(paths), num_workers=1, clip_timeout_s=60) as decoders:
-        done = threading.Event()
-
-        def kill_what_waits() -> None:
-            while not done.wait(0.3):  # the fifo blocks the only decoder: whatever lives then is reading it
-                for process in decoders.process_ids():
-                    if _waits_on_fifo(process, tmp_path / paths[2]):
-                        os.kill(process, signal.SIGKILL)
-
-        killer = threading.Thread(target=kill_what_waits)
-        killer.start()
-        found = [(tag, isinstance(r, Decoded), getattr(r, "detail", "")) for tag, _, r in decoders.results()]
-        done.set()
-        killer.join()
-    assert found[2] == (2, False, "the decoder process died")
-    assert [x[1] for x in found] == [True, True, False, True, True, True, True, True]
+    found = _run_meddled(tmp_path, signal.SIGKILL, 2, limit_s=60)
+    assert found[3] == Undecoded("undecodable", "the decoder process died")
+    assert all(isinstance(x, np.ndarray) for i, x in enumerate(found) if i != 3)
 
 
-def _waits_on_fifo(process: int, fifo: Path) -> bool:
-    try:
-        return "fifo" in Path(f"/proc/{process}/wchan").read_text() or "wait_for_partner" in (
-            Path(f"/proc/{process}/stack").read_text()
-        )
-    except OSError:
-        return False
+def test_a_decoder_that_is_killed_while_it_starts_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worlds.write_clip(tmp_path / "a.wav", 1)
+    ready = DecoderProcess.wait_until_ready
+    killed: list[int] = []
+
+    def kill_twice(process: DecoderProcess) -> None:
+        if len(killed) < 2:
+            killed.append(process.pid)
+            process.kill()
+        ready(process)
+
+    monkeypatch.setattr(DecoderProcess, "wait_until_ready", kill_twice)
+    with DecoderPool(_settings(tmp_path), _jobs(["a.wav"]), num_workers=1, clip_timeout_s=60) as decoders:
+        assert [isinstance(r, Decoded) for _, _, r in decoders.results()] == [True]
+    assert len(killed) == 2
+
+
+def test_decoders_that_cannot_start_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def results() -> None:
+        with DecoderPool(_settings(tmp_path), _jobs(["a.wav"]), num_workers=1, clip_timeout_s=60) as decoders:
+            list(decoders.results())
+
+    (tmp_path / "soundfile.py").write_text("raise OSError('sndfile library not found')")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{REPOSITORY}")
+    with pytest.raises(UserError, match="decoder processes cannot start: OSError: sndfile library not found"):
+        results()
+    (tmp_path / "soundfile.py").write_text("import os\nos.kill(os.getpid(), 9)")
+    with pytest.raises(UserError, match=r"killed while they start .*num_workers"):
+        results()
 
 
 def test_closing_leaves_no_process(tmp_path: Path) -> None:
