@@ -68,8 +68,8 @@ def id_array(names: Sequence[str], where: Callable[[int], str]) -> Any:
 
 
 def id_of_name(name: str) -> str:
-    """The id that a file's name gives (without folder and suffix): in NFC, without blanks and `.p0` at its end."""
-    return unicodedata.normalize("NFC", name).strip().removesuffix(".p0")
+    """The id that a file's name gives (without folder and suffix): in NFC, without blanks at its ends and `.p0`."""
+    return unicodedata.normalize("NFC", name).strip(" ").removesuffix(".p0")
 
 
 def read_id_file(path: Path) -> Any:

@@ -21,6 +21,7 @@ class Format(Enum):
     webdataset = "webdataset"
     segments = "segments"
     embeddings = "embeddings"
+    folder = "folder"
 
     @property
     def in_containers(self) -> bool:
@@ -30,7 +31,7 @@ class Format(Enum):
     @property
     def is_its_own_index(self) -> bool:
         """Whether the media are all there is: nothing else lies under `dataset.root`."""
-        return self.in_containers
+        return self.in_containers or self is Format.folder
 
 
 class Ids(Enum):
@@ -60,7 +61,9 @@ class DatasetConfig:
     """Which index files and media."""
 
     name: str = key("audioset", "keeps the stores of different data sets apart")
-    format: Format = key(Format.vipant, "vipant, ast_json, parquet, webdataset, segments or embeddings", common=True)
+    format: Format = key(
+        Format.vipant, "vipant, ast_json, parquet, webdataset, segments, embeddings or folder", common=True
+    )
     root: str | None = key(None, "folder with the index files and the media (required)", common=True)
     media: str | None = key(None, "folder of the media, if elsewhere than dataset.root", common=True)
     balanced: str = key("balanced_train_segments", "the seeds: an index's name or path", common=True)

@@ -3,7 +3,8 @@
 vipant: VIP-ANT's JSON lines (`vipant_index`) -> `src_augmented_k{K}.csv`. ast_json: AST's data file -> `.json`.
 parquet, webdataset: containers read in place (`parquet_files`, `tar_shards`) -> `.parquet`, `.tar.csv`: references to
 rows and members. segments: an official list, matched with the media in memory -> `.segments.csv`. embeddings: the
-user's own vectors (`precomputed`) -> as vipant, where an index lies beside them. Beside each lies its weight file.
+user's own vectors (`precomputed`) -> as vipant, where an index lies beside them. folder: files and nothing else
+(`folder_files`) -> `.files.txt`. Beside each lies its weight file.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from balance.data import ast_json, parquet_files, precomputed, tar_shards, vipant_index
+from balance.data import ast_json, folder_files, parquet_files, precomputed, tar_shards, vipant_index
 from balance.data.config import ColumnsConfig, Format
 from balance.data.locate import index_file, one_file
 from balance.data.media_scan import scan
@@ -44,6 +45,7 @@ def read_split(format: Format, value: str, *, root: Path, media: Path, columns: 
         Format.webdataset: lambda: tar_shards.read_tar(media, value, columns.labels),
         Format.segments: lambda: _read_segments(one_file(root, value, ".csv"), media),
         Format.embeddings: lambda: precomputed.read_ids(root, value),
+        Format.folder: lambda: folder_files.read_folder(root, media, value, with_labels=columns.labels is not None),
     }
     return readers[format]()
 
@@ -86,9 +88,14 @@ def write_index(format: Format, parts: Sequence[Index], run_dir: Path, k: int, *
     elif format is Format.webdataset:
         written = run_dir / f"{stem}.tar.csv"
         tar_shards.write_members(written, chosen)
-    else:
+    elif format is Format.segments:
         written = run_dir / f"{stem}.segments.csv"
         write_list(written, _entries(parts), chosen.labels)
+    else:
+        written = run_dir / f"{stem}.files.txt"
+        folder_files.write_files(written, parts)
+        if not len(chosen.labels.codes):
+            return [written]  # weights follow labels
     return [written, write_weights(run_dir / f"{stem}_weight.csv", weights)]
 
 

@@ -117,7 +117,7 @@ class MediaReader:
                 self.close()
                 self._parquet = _ParquetColumn(file, self._columns["audio"])
             data, name = self._parquet.read(row)
-        except (OSError, ValueError, KeyError, IndexError, StopIteration) as error:
+        except Exception as error:  # over a damaged file Arrow raises nearly everything
             self.close()
             # Not Arrow's own words, which hold paths.
             known = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else ""

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -136,6 +137,40 @@ def test_same_embeddings_and_neighbours(world, reference, tmp_path, format):
     assert why(str(tmp_path / "run"), left) == [f"out: {left} is in the pool, but in no seed's top {K}"]
     kept_out = sorted(ids["eval"])[0]
     assert why(str(tmp_path / "run"), kept_out) == [f"out: {kept_out} is listed for evaluation only"]
+
+
+def test_folders_without_labels_give_the_same_neighbours(world, reference, tmp_path):
+    root = tmp_path / "data"
+    for split in worlds.SPLITS:
+        (root / split).mkdir(parents=True)
+        for number, record in enumerate(world.records(split)):
+            path = world.media(record)
+            shutil.copy(path, root / split / f"{number:03d}{path.suffix}")
+    chosen = Settings(
+        k=K,
+        dataset=DatasetConfig(
+            name="folder", format=Format.folder, root=str(root), balanced="seeds", unbalanced="pool", eval="eval"
+        ),
+        encoder=EncoderConfig(checkpoint=str(world.checkpoint)),
+        num_workers=1,
+        cache_dir=str(tmp_path / "cache"),
+    )
+    folder = tmp_path / "run"
+    folder.mkdir()
+    pipeline.run(chosen, folder)
+    _, want_rows = reference
+    with (folder / f"augmented_k{K}.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    numbers = {
+        r["id"]: f"{split}/{number:03d}" for split in worlds.SPLITS for number, r in enumerate(world.records(split))
+    }
+    assert [row["id"] for row in rows] == [numbers[row["id"]] for row in want_rows]
+    assert [row["best_similarity"] for row in rows] == [row["best_similarity"] for row in want_rows]
+    assert (folder / f"augmented_k{K}.files.txt").read_text().splitlines() == [row["audio"] for row in rows]
+    assert json.loads((folder / "summary.json").read_text())["label_agreement"] is None
+    assert (folder / "report.html").stat().st_size
+    assert "neighbour rows follow" in verify(str(folder))[0]
+    assert not list(folder.glob("*weight*"))
 
 
 def test_members_that_cannot_be_decoded_are_named(world, tmp_path):

@@ -1,0 +1,95 @@
+"""Folders of audio and nothing else (`dataset.format=folder`): the files are the clips, class folders their labels.
+
+A folder is walked in the order of the names. A clip's id is its path under the media root without suffix, so that
+equal names in seeds and pool stay two clips; its label is the folder directly under the split's, where it lies in one.
+Links to folders are followed, hidden files are left out. Nothing is opened: what cannot be read fails later, counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from balance.data.clip_ids import id_array, id_of_name, refuse_duplicates
+from balance.data.containers import relative
+from balance.data.locate import NoSuchIndex, candidates
+from balance.data.media import AUDIO_SUFFIXES, OTHER_AUDIO_SUFFIXES, is_clutter
+from balance.errors import UserError
+from balance.records import Index, Labels
+from balance.runtime.files import atomic_text
+from balance.runtime.wording import listed
+
+log = logging.getLogger(__name__)
+
+_AUDIO = AUDIO_SUFFIXES | OTHER_AUDIO_SUFFIXES
+
+
+def read_folder(root: Path, media: Path, value: str, *, with_labels: bool) -> Index:
+    """The audio files under a folder as an index; NoSuchIndex where there is no such folder.
+
+    value: a name under the root or the media root, or a path; with_labels: whether class folders are labels.
+    """
+    places = list(dict.fromkeys([*candidates(root, value, ()), media / value]))
+    folder = next((place for place in places if place.is_dir()), None)
+    if folder is None:
+        raise NoSuchIndex(f"no folder {value!r} (looked for {' and '.join(map(str, places))}). {_existing(root)}")
+    prefix = relative(media, folder)
+    others: Counter[str] = Counter()
+    names = list(_walk(str(folder), "", (), others))
+    if others:
+        said = [f"{count:,} {suffix or 'without suffix'}" for suffix, count in sorted(others.items())]
+        log.info("%s: left out, for their suffixes are not of audio: %s", folder, listed(said, 12))
+    if not names:
+        raise UserError(f"{folder}: no audio file in it; files are known by their suffixes, such as .wav, .flac, .mp3")
+    paths = [os.path.normpath(os.path.join(prefix, name)) for name in names]
+    ids = id_array([_id(path) for path in paths], lambda row: paths[row])
+    refuse_duplicates(str(folder), ids)
+    labels = [[name.partition("/")[0]] if with_labels and "/" in name else [] for name in names]
+    return Index(str(folder), ids, pa.array(paths, type=pa.string()), Labels.of(labels))
+
+
+def _walk(folder: str, prefix: str, above: tuple[str, ...], others: Counter[str]) -> Iterator[str]:
+    """Paths of the audio files, relative to where the walk began; others: counts the suffixes of other files.
+
+    above: the real folders that the walk is inside of; a link to one of them would not end.
+    """
+    here = os.path.realpath(folder)
+    if here in above:
+        log.warning("%s: leads to a folder that it is in; not followed", folder)
+        return
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if entry.name.startswith(".") or is_clutter(entry.name):
+            continue
+        if entry.is_dir():
+            yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, here), others)
+        elif suffix[1:] in _AUDIO:
+            yield prefix + entry.name
+        else:
+            others[suffix] += 1
+
+
+def _id(path: str) -> str:
+    folder, slash, name = path.rpartition("/")
+    return "/".join(map(id_of_name, folder.split("/"))) + slash + id_of_name(os.path.splitext(name)[0])
+
+
+def _existing(root: Path) -> str:
+    if not root.is_dir():
+        return f"There is no folder {root}."
+    names = sorted(f"{p.name}/" for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return f"There are: {listed(names, 12)}."
+
+
+def write_files(path: Path, parts: Sequence[Index]) -> None:
+    """The paths of these clips' files, relative to the media root, one per line."""
+    with atomic_text(path) as file:
+        for part in parts:
+            file.writelines(f"{name}\n" for name in part.paths.to_pylist())
