@@ -102,11 +102,19 @@ def prepare(settings: Settings, kept: Kept) -> Prepared:
     started = time.monotonic()
     acoustic = _acoustic_copies(settings, embedded)
     out = decontaminate.decontaminate(settings.augment.leaks, embedded.pool, embedded.eval, embedded.ids_as, acoustic)
+    warnings = decontaminate.warn_of_copied_seeds(settings.augment.leaks, embedded.seeds, embedded.eval, acoustic)
     eligible_positions = _eligible_positions(settings.k, embedded, out)
     eligible = embedded.pool.embedded[eligible_positions]
     neighbours = _search(settings, embedded, eligible_positions)
     times_s["search_s"] = time.monotonic() - started
-    return Prepared(embedded=embedded, decontaminated=out, eligible=eligible, neighbours=neighbours, times_s=times_s)
+    return Prepared(
+        embedded=embedded,
+        decontaminated=out,
+        warnings=warnings,
+        eligible=eligible,
+        neighbours=neighbours,
+        times_s=times_s,
+    )
 
 
 # -- indexes, media, embeddings ------------------------------------------------------------------------------------

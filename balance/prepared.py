@@ -50,13 +50,14 @@ class Embedded:
 class Prepared:
     """A run up to the neighbours.
 
-    decontaminated: pool clips kept out as copies of evaluation clips; eligible: (e,) int64 pool rows that may be
-    neighbours, ascending; neighbours: at max(k, search.k_cache), at most the eligible pool; times_s: seconds of each
-    stage of this job (a sweep's later job embeds nothing).
+    decontaminated: pool clips kept out as copies of evaluation clips; warnings: sentences for console and page;
+    eligible: (e,) int64 pool rows that may be neighbours, ascending; neighbours: at max(k, search.k_cache), at most the
+    eligible pool; times_s: seconds of each stage of this job (a sweep's later job embeds nothing).
     """
 
     embedded: Embedded
     decontaminated: Removals
+    warnings: tuple[str, ...] = ()
     eligible: Int64
     neighbours: Neighbours
     times_s: Mapping[str, float]

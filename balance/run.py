@@ -25,12 +25,13 @@ def main() -> None:
         log.info("balance %s: k = %d, data in %s", __version__, settings.k, settings.root)  # before a second of imports
         from balance import pipeline
         from balance.report import sweep
+        from balance.results import console
 
         kept = kept or pipeline.Kept()
         pipeline.run(settings, where.folder, kept)
         config.link_latest(where)
         if where.sweep is not None:
-            sweep.write_sweep(where.sweep)
+            console.tell_sweep(where.sweep, sweep.write_sweep(where.sweep))
 
     config.run_command("run", job)
 

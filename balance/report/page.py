@@ -104,7 +104,7 @@ def render(folder: Path, about: About, prepared: Prepared, k: int, curated: Cura
             times_chance=agreement / chance if agreement is not None and chance else None,
             num_failures=len(prepared.embedded.failures),
             num_listed=sum(len(split.index) for split in prepared.embedded.splits.values()),
-            warnings=_warnings(about, summary, stats.rates, curated),
+            warnings=_warnings(about, summary, stats.rates, [*prepared.warnings, *curated.warnings]),
             notes=curated.notes,
             figures=_figures(stats, num_seeds, len(prepared.eligible), k),
             reasons=REASONS,
@@ -138,8 +138,7 @@ def _train_on(prepared: Prepared, k: int) -> str:
     return f"src_augmented_k{k}.csv" if has_lines else f"ids_k{k}.csv"
 
 
-def _warnings(about: About, summary: Summary, rates: SampleRates | None, curated: Curated) -> list[str]:
-    found = list(curated.warnings)
+def _warnings(about: About, summary: Summary, rates: SampleRates | None, found: list[str]) -> list[str]:
     if about.is_demo:
         found.append(f"{NOTICE[0].upper()}{NOTICE[1:]}.")
     if summary.nearly_all:

@@ -44,8 +44,8 @@ class SweepRow:
         return int(self.figures["k"] or 0)
 
 
-def write_sweep(root: Path) -> list[Path]:
-    """`sweep.csv` and `report.html` at a sweep's root; nothing while there is no complete run."""
+def write_sweep(root: Path) -> list[SweepRow]:
+    """`sweep.csv` and `report.html` at a sweep's root, over the rows returned; nothing while no run is complete."""
     rows = sorted((_row(root, path) for path in root.glob("**/summary.json")), key=lambda row: (row.k, row.run))
     if not rows:
         return []
@@ -60,7 +60,7 @@ def write_sweep(root: Path) -> list[Path]:
     template = html.environment().get_template("sweep.html")
     with files.atomic_text(page) as file:
         file.write(template.render(rows=rows, columns=SWEEP_COLUMNS, figure=figures.sweep(columns)))
-    return [table, page]
+    return rows
 
 
 def _row(root: Path, path: Path) -> SweepRow:

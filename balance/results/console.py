@@ -1,14 +1,17 @@
 """The lines that a person reads at the end of a run.
 
-In: what the run found. Out: log lines, warnings last. Two shares stand beside each other only where both are of the
-search's result: what curation left follows as a number of its own. Agreement falls with K, so it is said at 10, where
-runs of different K compare, and at the run's own K, as summary.json and the page have it.
+In: what the run found. Out: log lines: figures, warnings, where the files are and what to type next. Two shares stand
+beside each other only where both are of the search's result: what curation left follows as a number of its own.
+Agreement falls with K, so it is said at 10, where runs of different K compare, and at the run's own K, as summary.json
+and the page have it.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ from balance.curation.curate import Curated
 from balance.demo.checkpoint import NOTICE
 from balance.prepared import Prepared
 from balance.records import Neighbours, common_names
+from balance.report.sweep import SweepRow
 from balance.results.summary import Summary
 from balance.runtime.wording import listed
 from balance.stats.labels import label_agreement, label_agreement_random, label_recall, label_recall_random
@@ -44,14 +48,46 @@ def tell(
     if summary.nearly_all:
         lines.append("warning: the neighbours are nearly the whole pool; a smaller k selects more")
     lines.append(f"failures: {json.dumps(summary.failures)}")
-    here = Path.cwd()
-    lines.append(f"files: {folder.relative_to(here) if folder.is_relative_to(here) else folder}")
-    k = summary.k
-    lines.append(f"  train with {train_with}, read augmented_k{k}.csv; the clusters are neighbours_k{k}.*")
     for line in (*lines, *curated.notes):
         log.info("%s", line)
-    for warning in curated.warnings:
+    for warning in (*prepared.warnings, *curated.warnings):
         log.warning("warning: %s", warning)
+    for line in _files(folder, prepared, summary.k, train_with):
+        log.info("%s", line)
+
+
+def tell_sweep(root: Path, rows: Sequence[SweepRow]) -> None:
+    """Print the sweep so far: a line per K, and its page."""
+    log.info("the sweep so far: %s", _short(root / "report.html"))
+    log.info("%8s  %12s  %11s  %12s  %11s", "k", "neighbours", "of the pool", "uniform", "agreement@k")
+    for row in rows:
+        figures = row.figures
+        agreement = "–" if figures["label_agreement"] is None else f"{figures['label_agreement']:.3f}"
+        log.info(
+            "%8s  %12s  %11s  %12s  %11s",
+            f"{row.k:,}",
+            f"{figures['num_neighbours']:,}",
+            f"{figures['pool_share']:.1%}",
+            f"{figures['pool_share_uniform']:.1%}",
+            agreement,
+        )
+
+
+def _files(folder: Path, prepared: Prepared, k: int, train_with: str) -> list[str]:
+    """Where everything is, and the one next command, to be typed as it stands."""
+    where = _short(folder)
+    asked = prepared.pool.index.ids[int(prepared.neighbours.pool_rows[0, 0])].as_py()
+    return [
+        f"files: {where}",
+        f"  look at report.html, train with {train_with}, read augmented_k{k}.csv; the clusters are neighbours_k{k}.*",
+        f"next: python -m balance.why {shlex.quote(str(where))} {shlex.quote(asked)}",
+    ]
+
+
+def _short(path: Path) -> Path:
+    """Relative to the working directory where it lies below."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _kept_out(prepared: Prepared) -> list[str]:

@@ -123,6 +123,18 @@ def test_leaks_by_id_sound_and_correlation():
     assert len(decontaminate.decontaminate(Leaks.id, pool, None, Ids.whole, None)) == 0
 
 
+def test_seeds_that_copy_evaluation_clips():
+    eval = split(["e0", "e1", "e2"], [[]] * 3, [10, 11, 12], silent=(2,))
+    seeds = split(["s0", "s1", "s2", "s3"], [[]] * 4, [11, 12, 3, 10], [0, 1, 2])  # s3 has no embedding
+    found = Planted((1, 2, 0.95))
+    assert decontaminate.warn_of_copied_seeds(Leaks.id, seeds, eval, None) == ()
+    assert decontaminate.warn_of_copied_seeds(Leaks.exact, seeds, None, None) == ()
+    (exact,) = decontaminate.warn_of_copied_seeds(Leaks.exact, seeds, eval, None)
+    assert exact.startswith("1 seeds copy evaluation clips and stay (s0 = e1): ")
+    (acoustic,) = decontaminate.warn_of_copied_seeds(Leaks.acoustic, seeds, eval, found)
+    assert acoustic.startswith("2 seeds copy evaluation clips and stay (s0 = e1, s2 = e1): ")
+
+
 def test_sound_without_media_is_an_error():
     pool = split(["p"], [[]])
     bare = Split(pool.index, pool.embedded, pool.vectors, None)

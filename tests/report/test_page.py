@@ -326,16 +326,15 @@ def test_sweep(run, page, tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "summary.json").write_text(json.dumps({**summary.as_json(), "k": k, "label_recall": None}))
     (tmp_path / "k=8/report.html").write_bytes(page.read_bytes())
-    written = write_sweep(tmp_path)
-    assert [path.name for path in written] == ["sweep.csv", "report.html"]
+    assert [row.run for row in write_sweep(tmp_path)] == ["k=8", "k=32", "k=100"]
     rows = list(csv.DictReader((tmp_path / "sweep.csv").read_text().splitlines()))
     assert [row["k"] for row in rows] == ["8", "32", "100"]
     assert float(rows[0]["label_agreement"]) == summary.label_agreement
     assert rows[0]["label_recall"] == ""
     assert (tmp_path / "report.html").read_text().count("<a href=") == 1
-    first = written[1].read_bytes()
+    first = (tmp_path / "report.html").read_bytes()
     write_sweep(tmp_path)
-    assert written[1].read_bytes() == first
+    assert (tmp_path / "report.html").read_bytes() == first
     assert write_sweep(page.parent) == []
 
 
@@ -346,7 +345,8 @@ def test_a_run_folder_of_any_name_is_linked_as_a_folder(run, page, tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "summary.json").write_text(json.dumps(summary.as_json()))
         (tmp_path / name / "report.html").write_bytes(page.read_bytes())
-    _, sweep = write_sweep(tmp_path)
+    write_sweep(tmp_path)
+    sweep = tmp_path / "report.html"
     text = sweep.read_text()
     assert "<script" not in text
     links = [html.unescape(link) for link in re.findall(r'<a href="([^"]*)"', text)]
