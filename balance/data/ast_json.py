@@ -6,7 +6,6 @@ that AST's own loader reads them. A clip's id is its file's name, since AST has 
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Sequence
@@ -17,33 +16,12 @@ import pyarrow as pa
 
 from balance.data.clip_ids import id_array, id_of_name, refuse_duplicates
 from balance.data.containers import outside
+from balance.data.label_map import read_label_map
 from balance.data.media import relative_path
 from balance.data.vipant_index import label_sums
 from balance.errors import UserError
 from balance.records import Float64, Index, Labels
 from balance.runtime.files import atomic_text
-
-LABEL_MAP = "class_labels_indices.csv"
-
-
-def read_label_map(path: Path) -> list[str]:
-    """The label ids of a `class_labels_indices.csv` (`index,mid,display_name`), by index. UserError if it is none."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; ast_json needs AST's label map (index,mid,display_name)") from None
-    except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise UserError(f"{path}: cannot be read as a label map: {error}") from None
-    if not rows or not {"index", "mid"} <= set(rows[0]):
-        raise UserError(f"{path}: not a label map: its first line must be index,mid,display_name")
-    try:
-        by_index = {int(row["index"]): row["mid"] for row in rows}
-    except (TypeError, ValueError):
-        raise UserError(f"{path}: the column index must hold whole numbers") from None
-    if sorted(by_index) != list(range(len(rows))) or len(set(by_index.values())) < len(rows):
-        raise UserError(f"{path}: indexes must be 0 … {len(rows) - 1}, each with another mid")
-    return [by_index[i] for i in range(len(rows))]
 
 
 def read_ast_json(path: Path, *, media: Path, label_map: Path) -> Index:
@@ -52,7 +30,7 @@ def read_ast_json(path: Path, *, media: Path, label_map: Path) -> Index:
 
     `wav` is a path under the media root, absolute or relative to it; `labels` is joined by commas, each in the map.
     """
-    known = set(read_label_map(label_map))
+    known = read_label_map(label_map).keys()
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -75,7 +53,7 @@ def read_ast_json(path: Path, *, media: Path, label_map: Path) -> Index:
         if wav is None:
             raise UserError(f"{where}: {outside(media, os.path.join(media, entry['wav']))}")
         names = [name for name in entry.get("labels", "").split(",") if name]
-        if not known.issuperset(names):
+        if not known >= set(names):
             unknown = next(name for name in names if name not in known)
             raise UserError(f"{where}: label {unknown!r} is not in {label_map.name}")
         ids.append(id_of_name(os.path.splitext(os.path.basename(wav))[0]))

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from balance.data.config import Ids
-from balance.data.media import AUDIO_SUFFIXES, OTHER_AUDIO_SUFFIXES
+from balance.data.media import ALL_AUDIO
 from balance.errors import UserError
 from balance.records import Index, duplicate_ids
 from balance.runtime.wording import listed
@@ -30,7 +30,7 @@ NEARLY_ALL = 0.95  # of the ids must have the shape of YouTube ids, so that chan
 _CONTROL = r"[\x00-\x1f\x7f-\x{9f}\x{2028}\x{2029}]"  # the last two end a line for many readers
 _MARK = r"\x{feff}"
 _BLANK_AT_END = r"^[\pZ\p{Cf}]|[\pZ\p{Cf}]$"
-_SUFFIX = rf"(?i:\.(?:{'|'.join(sorted(AUDIO_SUFFIXES | OTHER_AUDIO_SUFFIXES))}))"
+_SUFFIX = rf"(?i:\.(?:{'|'.join(sorted(ALL_AUDIO))}))"
 _TIMES = r"(?:_[0-9]+(?:\.[0-9]+)?(?:[_-][0-9]+(?:\.[0-9]+)?)?)"
 _YOUTUBE_ID = rf"^(?:.*/)?(?:id_|Y)?(?P<id>[A-Za-z0-9_-]{{11}}){_TIMES}?(?:\.p0)?{_SUFFIX}?$"
 _WHOLE_TAIL = rf"\.p0$|(?:\.p0)?{_SUFFIX}$"

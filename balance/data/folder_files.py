@@ -18,15 +18,13 @@ import pyarrow as pa
 from balance.data.clip_ids import id_array, id_of_name, refuse_duplicates
 from balance.data.containers import relative
 from balance.data.locate import NoSuchIndex, candidates
-from balance.data.media import AUDIO_SUFFIXES, OTHER_AUDIO_SUFFIXES, is_clutter
+from balance.data.media import ALL_AUDIO, is_clutter
 from balance.errors import UserError
 from balance.records import Index, Labels
 from balance.runtime.files import atomic_text
 from balance.runtime.wording import listed
 
 log = logging.getLogger(__name__)
-
-_AUDIO = AUDIO_SUFFIXES | OTHER_AUDIO_SUFFIXES
 
 
 def read_folder(root: Path, media: Path, value: str, *, with_labels: bool) -> Index:
@@ -70,7 +68,7 @@ def _walk(folder: str, prefix: str, above: tuple[str, ...], others: Counter[str]
             continue
         if entry.is_dir():
             yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, here), others)
-        elif suffix[1:] in _AUDIO:
+        elif suffix[1:] in ALL_AUDIO:
             yield prefix + entry.name
         else:
             others[suffix] += 1

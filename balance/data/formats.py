@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from balance.data import ast_json, folder_files, parquet_files, precomputed, tar_shards, vipant_index
 from balance.data.config import ColumnsConfig, Format
+from balance.data.label_map import LABEL_MAP
 from balance.data.locate import index_file, one_file
 from balance.data.media_scan import scan
 from balance.data.segment_lists import read_list, write_list
@@ -35,7 +36,7 @@ def read_split(format: Format, value: str, *, root: Path, media: Path, columns: 
     value: `dataset.balanced` or its like. NoSuchIndex where there is none; UserError for everything wrong with it.
     Of `embeddings` this gives the ids alone; `precomputed.read_vectors` gives the vectors.
     """
-    label_map = root / ast_json.LABEL_MAP
+    label_map = root / LABEL_MAP
     readers = {
         Format.vipant: lambda: vipant_index.read_index(index_file(root, value), media),
         Format.ast_json: lambda: ast_json.read_ast_json(

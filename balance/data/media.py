@@ -42,6 +42,7 @@ AUDIO_SUFFIXES = frozenset(
 )
 # What download tools leave and libsndfile cannot read: worth a line of advice.
 OTHER_AUDIO_SUFFIXES = frozenset(["aac", "m4a", "mka", "mkv", "mp4", "webm", "wma"])
+ALL_AUDIO = AUDIO_SUFFIXES | OTHER_AUDIO_SUFFIXES
 
 
 def tar_key(shard: str, member: str) -> str:

@@ -19,12 +19,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from balance.data.media import AUDIO_SUFFIXES, OTHER_AUDIO_SUFFIXES
+from balance.data.media import ALL_AUDIO, AUDIO_SUFFIXES
 from balance.data.media_names import Wanted, find_clip
 from balance.records import Int32, Int64
 
 IMAGE_SUFFIXES = frozenset({"jpeg", "jpg", "png", "webp"})
-ALL_AUDIO = AUDIO_SUFFIXES | OTHER_AUDIO_SUFFIXES
 GOLD = "p0."
 _NUM_OTHERS = 3
 

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from balance.data.label_map import read_label_names
 from balance.errors import UserError
 
 MAX_LEVELS = 1000  # AudioSet has 6; each level costs memory for every label below it
@@ -22,7 +23,8 @@ def ontology_file(given: str | None, root: Path) -> Path:
 
 
 def read_ontology(given: str | None, root: Path) -> tuple[dict[str, str], Path | None]:
-    """(label id -> name, the file): of `dataset.ontology`, else of `ontology.json` under the root if it exists.
+    """(label id -> name, the file): of `dataset.ontology`, else of `ontology.json` under the root if it exists, else of
+    the label map there.
 
     UserError says what is wrong with the file, the children that `read_parents` reads included.
     """
@@ -30,7 +32,7 @@ def read_ontology(given: str | None, root: Path) -> tuple[dict[str, str], Path |
     if not path.is_file():
         if given:
             raise UserError(f"dataset.ontology={given}: no such file; leave it out, or name AudioSet's ontology.json")
-        return {}, None
+        return read_label_names(root)
     read_parents(path)
     return {str(entry["id"]): str(entry["name"]) for entry in _entries(path)}, path
 

@@ -31,7 +31,6 @@ from balance.runtime.wording import listed
 
 log = logging.getLogger(__name__)
 
-_AUDIO = media.AUDIO_SUFFIXES | media.OTHER_AUDIO_SUFFIXES
 # Keys of a clip's json that may hold its labels, where it has none of the name that was given; the likeliest first.
 _LIKE_LABELS = (
     *("labels", "label", "tags", "tag", "human_labels", "positive_labels", "classes", "class"),
@@ -119,7 +118,7 @@ class _Columns:
         jsons = {member.stem: member for member in members if member.suffix == "json"}
         audio: dict[str, _Member] = {}
         for member in members:
-            if member.suffix in _AUDIO:
+            if member.suffix in media.ALL_AUDIO:
                 key = next((key for key in _keys(member.stem) if key in jsons), member.stem)
                 if key in audio:
                     raise UserError(

@@ -25,7 +25,7 @@ from torch.utils.data import Dataset, default_collate
 from balance.audio import decode
 from balance.audio.fbank import VIPANT_FRONT_END, FrontEnd, LogMel
 from balance.audio.sound_file import Undecodable
-from balance.data.ast_json import LABEL_MAP, read_label_map
+from balance.data.label_map import LABEL_MAP, read_label_map
 from balance.data.vipant_index import read_index
 from balance.errors import UserError
 from balance.records import Index, common_names
@@ -77,7 +77,7 @@ def class_names(*indexes: Index, root: str | os.PathLike[str] | None = None) -> 
     """The classes in order: those of `class_labels_indices.csv` under `root` if it exists, else the sorted labels in
     use in these indexes. Never all nodes of the ontology: most of them label no clip, and their mAP is undefined."""
     if root is not None and (path := Path(root) / LABEL_MAP).is_file():
-        return read_label_map(path)
+        return list(read_label_map(path))
     return list(common_names(*(index.labels for index in indexes)))
 
 

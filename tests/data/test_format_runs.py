@@ -127,6 +127,9 @@ def test_same_embeddings_and_neighbours(world, reference, tmp_path, format):
     np.testing.assert_array_equal(prepared.neighbours.similarities, want.neighbours.similarities)
     columns = [column for column in rows[0] if column != "audio"]
     assert [[row[c] for c in columns] for row in rows] == [[row[c] for c in columns] for row in want_rows]
+    if format is Format.ast_json:
+        assert prepared.embedded.ontology == {label: f"Name {i}" for i, label in enumerate(worlds.LABELS)}
+        assert "Name 0" in (tmp_path / "run" / "report.html").read_text()
     written = {path.name for path in (tmp_path / "run").iterdir()}
     assert OWN_INDEX[format] in written
     assert f"augmented_k{K}_weight.csv" in written
@@ -137,6 +140,35 @@ def test_same_embeddings_and_neighbours(world, reference, tmp_path, format):
     assert why(str(tmp_path / "run"), left) == [f"out: {left} is in the pool, but in no seed's top {K}"]
     kept_out = sorted(ids["eval"])[0]
     assert why(str(tmp_path / "run"), kept_out) == [f"out: {kept_out} is listed for evaluation only"]
+
+
+@pytest.mark.parametrize("spelling", ["./{}", "{}/", "x/../{}", "{root}/{}"])
+def test_folders_of_an_index_in_other_spellings(world, reference, tmp_path, spelling):
+    """The same run, and a train_root in which every line's file is found."""
+    root = tmp_path / "data"
+    root.mkdir()
+    for split, name in worlds.SPLITS.items():
+        records = [{**r, "dir": spelling.format(r["dir"], root=world.root)} for r in world.records(split)]
+        (root / f"src_{name}.csv").write_text("".join(json.dumps(r) + "\n" for r in records))
+    chosen = settings(world, root, tmp_path / "cache", Format.vipant)
+    (tmp_path / "run").mkdir()
+    pipeline.run(chosen, tmp_path / "run")
+    with (tmp_path / "run" / f"augmented_k{K}.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows == reference[1]
+    for row in rows:
+        assert (tmp_path / "run" / "train_root" / row["audio"]).is_file()
+
+
+def test_the_media_alone_will_do_where_they_are_the_index(world, tmp_path):
+    for split, name in worlds.SPLITS.items():
+        as_webdataset(world, tmp_path, name, world.records(split))
+    chosen = settings(world, tmp_path, tmp_path / "cache", Format.webdataset)
+    chosen.dataset.root = None
+    assert len(pipeline.prepare(chosen, pipeline.Kept()).seeds.index) == 4
+    chosen.dataset.format = Format.vipant
+    with pytest.raises(UserError, match=r"dataset\.root is not given"):
+        pipeline.prepare(chosen, pipeline.Kept())
 
 
 def test_folders_without_labels_give_the_same_neighbours(world, reference, tmp_path):
