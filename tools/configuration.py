@@ -22,8 +22,11 @@ Values come from these places; a later one wins:
    in. The same goes for options of your own: `conf/dataset/mine.yaml` is chosen by `dataset=mine`;
 4. what is typed.
 
+`dataset=demo` lives in `{cache_dir}/demo` with a checkpoint of its own: no `dataset.*` and no `encoder.checkpoint` of
+`conf/local/default.yaml` reaches it.
+
 Two variables of the environment: `BALANCE_OUTPUTS` is the folder of the runs (default `outputs`), `BALANCE_CACHE` the
-default of `cache_dir`.
+default of `cache_dir`. Set but empty counts as not set.
 """
 
 TITLES = {
