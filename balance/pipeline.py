@@ -163,6 +163,7 @@ def _embed_media(settings: Settings, device: torch.device) -> Embedded:
     return Embedded(
         splits=done.splits,
         failures=done.failures,
+        partial=done.partial,
         ids_as=ids_as,
         ontology=names,
         fingerprint=done.fingerprint,
@@ -322,6 +323,7 @@ def _write(
         folder, k, seeds.index, seeds.embedded, pool.index, prepared.decontaminated, curated
     )
     written.append(tables.write_failures(folder, prepared.embedded.failures))
+    written.append(tables.write_warnings(folder, prepared.embedded.partial))
     summary = summarise(prepared, k, curated)
     written.append(write_summary(folder, summary))
     about = page.About(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from balance.curation.removed import Removals
 from balance.data.config import Ids
 from balance.embed.checks import PrecisionReport
-from balance.records import Failure, Int64, Neighbours, Split
+from balance.records import Failure, Int64, Neighbours, Partial, Split
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -16,13 +16,14 @@ class Embedded:
     """A run up to the embeddings: what does not depend on k.
 
     splits: `seeds`, `pool` and, where it was found, `eval`; failures: of all splits, in the order of failures.jsonl;
-    ids_as: how ids are compared; ontology: label id -> name; fingerprint: of what decides the embeddings' numbers
-    (hex); identity: changes when their bytes do; inputs: path -> sha256 of the files read; times_s: seconds of each
-    stage.
+    partial: likewise, of warnings.jsonl; ids_as: how ids are compared; ontology: label id -> name; fingerprint: of what
+    decides the embeddings' numbers (hex); identity: changes when their bytes do; inputs: path -> sha256 of the files
+    read; times_s: seconds of each stage.
     """
 
     splits: Mapping[str, Split]
     failures: tuple[Failure, ...]
+    partial: tuple[Partial, ...] = ()
     ids_as: Ids
     ontology: Mapping[str, str]
     fingerprint: str

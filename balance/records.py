@@ -172,6 +172,16 @@ class DecodeFailure:
     detail: str
 
 
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """A clip whose embedding is of a part of it. `detail`: the seconds announced and decoded, as `decode.Waveform`."""
+
+    id: str
+    split: str
+    path: str
+    detail: str
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Facts:
     """What was measured on whole decoded clips, before any crop; one row a clip.

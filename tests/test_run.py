@@ -213,6 +213,40 @@ def test_a_pool_clip_that_is_a_seed_or_an_eval_clip_is_nobody_s_neighbour(shared
     assert evaluation[0]["id"] in set(pq.read_table(allowed / "neighbours_k5.parquet")["neighbour_id"].to_pylist())
 
 
+def test_clips_cut_short_and_streamed_are_embedded_and_what_is_missing_is_said(shared: World, tmp_path: Path) -> None:
+    world = World(tmp_path / "data", shared.checkpoint)
+    shutil.copytree(shared.root, world.root)
+    pool, evaluation = world.records("pool"), world.records("eval")
+    expected = {}
+    for split, record in (("pool", pool[5]), ("pool", pool[9]), ("eval", evaluation[1])):
+        data = world.media(record).read_bytes()
+        assert data.startswith(b"fLaC")
+        whole, rate = soundfile.read(world.media(record))
+        world.media(record).write_bytes(data[: len(data) * 4 // 5])
+        expected[record["id"]] = (split, len(whole) / rate)
+    streamed = bytearray(world.media(pool[11]).read_bytes())
+    streamed[21] &= 0xF0  # the number of samples, which a stream does not know
+    streamed[22:26] = bytes(4)
+    world.media(pool[11]).write_bytes(streamed)
+
+    out = run(tmp_path, world)
+    assert (out / "failures.jsonl").read_text() == ""
+    warnings = [json.loads(line) for line in (out / "warnings.jsonl").read_text().splitlines()]
+    assert [(w["id"], w["split"]) for w in warnings] == [(i, split) for i, (split, _) in expected.items()]
+    for warning in warnings:
+        announced, _, got = warning["detail"].removesuffix(" s decoded").partition(" s announced, ")
+        seconds = expected[warning["id"]][1]
+        assert warning["warning"] == "partial"
+        assert float(announced) == pytest.approx(seconds, abs=0.001)
+        assert 0.3 * seconds < float(got) < 0.95 * seconds
+    assert json.loads((out / "summary.json").read_text())["num_partial"] == 3
+    said = "lips that could not be decoded to their end: 3."
+    assert said in (out / "report.html").read_text()
+    assert f"warning: c{said}" in (out / "run.log").read_text()
+    again = run(tmp_path, world, "k=4")  # all from the store
+    assert (again / "warnings.jsonl").read_bytes() == (out / "warnings.jsonl").read_bytes()
+
+
 def test_broken_clips_are_listed_and_the_run_goes_on(shared: World, tmp_path: Path) -> None:
     world = World(tmp_path / "data", shared.checkpoint)
     shutil.copytree(shared.root, world.root)

@@ -2,8 +2,8 @@
 
 A part is named `part-<plan>-<checksum>.arrow`: `plan` names the clips that it was made for, so two jobs agree on who
 makes what, and `checksum` is the start of the sha256 of its bytes, so there is no second file to lose. It appears by
-rename. Clips that could not be decoded are remembered in its schema metadata. The price: reading a part reads all of
-its bytes to check them (about 1 GB/s a core).
+rename. Clips that could not be decoded, or not to their end, are remembered in its schema metadata. The price: reading
+a part reads all of its bytes to check them (about 1 GB/s a core).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,14 @@ _CHECKSUM_CHARS = 16
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PartRows:
-    """The rows of one part: `ids`, `paths` n strings, `embeddings` (n, dim) float32, `facts` n rows."""
+    """The rows of one part: `ids`, `paths` n strings, `embeddings` (n, dim) float32, `facts` n rows; partial: path ->
+    what could not be decoded of the clip."""
 
     ids: Sequence[str]
     paths: Sequence[str]
     embeddings: Float32
     facts: Facts
+    partial: Mapping[str, str] = field(default_factory=dict)
 
 
 def part_done(directory: Path, plan: str) -> bool:
@@ -65,6 +67,7 @@ def write_part(
         metadata={
             "balance.made_by": json.dumps(made_by, sort_keys=True),
             "balance.failures": json.dumps([[f.id, f.path, f.reason, f.detail] for f in failures]),
+            "balance.partial": json.dumps(dict(rows.partial)),
         },
     )
     batch = pa.record_batch(
@@ -108,7 +111,8 @@ class Part:
     """A part without its vectors.
 
     version: (bytes, modification time in ns) of the file when it was checked; paths, ids: Arrow strings, n rows;
-    offset: where the embeddings begin in the file; dim: of an embedding; failures: clips that could not be embedded.
+    offset: where the embeddings begin in the file; dim: of an embedding; failures: clips that could not be embedded;
+    partial: as in `PartRows`.
     """
 
     file: Path
@@ -119,6 +123,7 @@ class Part:
     dim: int
     facts: Facts
     failures: list[DecodeFailure]
+    partial: Mapping[str, str]
 
 
 def version_of(file: Path) -> tuple[int, int] | None:
@@ -163,4 +168,5 @@ def read_part(file: Path) -> Part | None:
                 sha1.copy(),
             ),
             failures=[DecodeFailure(*x) for x in json.loads(reader.schema.metadata[b"balance.failures"])],
+            partial=json.loads(reader.schema.metadata.get(b"balance.partial", b"{}")),
         )

@@ -41,7 +41,7 @@ from balance.encoders.config import EncoderConfig
 from balance.encoders.device import worker_devices
 from balance.encoders.precision import Precision
 from balance.errors import UserError
-from balance.records import SPLITS, DecodeFailure, Failure, Index, Int64, Split
+from balance.records import SPLITS, DecodeFailure, Failure, Index, Int64, Partial, Split
 from balance.runtime import files
 
 log = logging.getLogger(__name__)
@@ -53,10 +53,12 @@ FRONT_END_VERSION = 2
 @dataclass(frozen=True, slots=True, eq=False)
 class EmbeddedSplits:
     """fingerprint: hex, of what decides the numbers; identity: changes when the stored bytes do; failures: all clips
-    without an embedding, by split and index order; precision: the resolved one."""
+    without an embedding, by split and index order; partial: likewise, clips that could not be decoded to their end;
+    precision: the resolved one."""
 
     splits: Mapping[str, Split]
     failures: tuple[Failure, ...]
+    partial: tuple[Partial, ...]
     fingerprint: str
     identity: str
     precision: str
@@ -125,6 +127,7 @@ def embed_media(
 
     splits: dict[str, Split] = {}
     failures: list[Failure] = []
+    partial: list[Partial] = []
     places: list[Int64] = []
     for split in (s for s in SPLITS if s in indexes):
         index = indexes[split]
@@ -135,12 +138,14 @@ def embed_media(
         unreadable, found = _failures(split, index, np.flatnonzero(rows < 0), set(missing[split].tolist()), store)
         refuse_failures(split, unreadable, present[split], max_failures=config.max_failures)
         failures.extend(found)
+        partial.extend(_partial(split, index, embedded, store))
     report = None
     if precision is not Precision.float32:
         report = measure_precision(task, splits["seeds"], splits["pool"], seed=seed)
     return EmbeddedSplits(
         splits=splits,
         failures=tuple(failures),
+        partial=tuple(partial),
         fingerprint=fingerprint,
         identity=store.identity(np.concatenate(places)),
         precision=precision.value,
@@ -236,6 +241,16 @@ def _make(config: EmbedConfig, task: EmbedTask, present: Mapping[str, int], made
         rate = progress.close()
     part_file.remove_leftovers(directory)
     log.info("embedded in %s, %.1f clips/s", duration(time.monotonic() - started), rate)
+
+
+def _partial(split: str, index: Index, rows: Int64, store: Store) -> list[Partial]:
+    """Of the clips in these rows, which have an embedding, those that could not be decoded to their end."""
+    rows = rows[_is_in(index.paths.take(pa.array(rows)), pa.array(list(store.partial), pa.string()))]
+    clips = index.take(rows)
+    return [
+        Partial(clip_id, split, path, store.partial[path])
+        for clip_id, path in zip(clips.ids.to_pylist(), clips.paths.to_pylist(), strict=True)
+    ]
 
 
 def _failures(

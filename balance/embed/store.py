@@ -53,6 +53,8 @@ class Store:
         empty = pa.array([], pa.string())
         self.paths = pa.concat_arrays([empty] + [part.paths for part in self._parts])
         self.ids = pa.concat_arrays([empty] + [part.ids for part in self._parts])
+        # Of a clip that is in several parts the first counts, as in `rows`.
+        self.partial = {path: words for part in reversed(self._parts) for path, words in part.partial.items()}
         # An embedding made later supersedes a failure remembered earlier.
         remembered = {f.path: f for part in self._checked for f in part.failures}
         self._remembered_by: dict[str, list[str]] = {}

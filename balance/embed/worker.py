@@ -209,10 +209,13 @@ class _OpenPart:
     jobs: list[Job] = field(default_factory=list)
     facts: list[tuple[int, int, float, bytes]] = field(default_factory=list)
     failures: list[DecodeFailure] = field(default_factory=list)
+    partial: dict[str, str] = field(default_factory=dict)
 
     def add(self, job: Job, clip: Decoded) -> None:
         self.jobs.append(job)
         self.facts.append((clip.sample_rate, clip.num_samples, clip.rms_db, clip.pcm_sha1))
+        if clip.partial:
+            self.partial[job.path] = clip.partial
 
     def finish(self, task: EmbedTask, batches: Batches) -> None:
         embeddings = batches.finish()
@@ -233,5 +236,6 @@ class _OpenPart:
                 np.array([f[2] for f in facts], dtype=np.float32),
                 np.frombuffer(b"".join(f[3] for f in facts), dtype=np.uint8).reshape(-1, 20),
             ),
+            partial=self.partial,
         )
         part_file.write_part(task.directory, task.plan.names[self.part], rows, self.failures, batches.made_by())

@@ -143,6 +143,8 @@ def _warnings(about: About, summary: Summary, rates: SampleRates | None, found: 
         found.append(f"{NOTICE[0].upper()}{NOTICE[1:]}.")
     if summary.nearly_all:
         found.append("The neighbours are nearly the whole pool: a smaller K selects more.")
+    if summary.num_partial:
+        found.append(f"{summary.partial_warning[0].upper()}{summary.partial_warning[1:]}.")
     if rates is not None and rates.differ > RATES_DIFFER:
         found.append(
             f"Seeds and pool differ in sample rates ({rates.differ:.0%} of the clips would have to change theirs): "

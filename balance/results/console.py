@@ -50,6 +50,8 @@ def tell(
     lines.append(f"failures: {json.dumps(summary.failures)}")
     for line in (*lines, *curated.notes):
         log.info("%s", line)
+    if summary.num_partial:
+        log.warning("warning: %s", summary.partial_warning)
     for warning in (*prepared.warnings, *curated.warnings):
         log.warning("warning: %s", warning)
     for line in _files(folder, prepared, summary.k, train_with):

@@ -36,7 +36,7 @@ class Summary:
 
     pool_share, num_neighbours, label_entropy_after: of the augmented set, after curation; pool_share_uniform and the
     agreement and recall @k: of the search's result. A mean over nothing is None. failures: split -> reason -> clips;
-    sample_rates: split -> Hz -> clips.
+    num_partial: clips that could not be decoded to their end; sample_rates: split -> Hz -> clips.
     """
 
     k: int
@@ -57,6 +57,7 @@ class Summary:
     label_entropy_after: float | None
     failures: Mapping[str, Mapping[str, int]]
     num_silent: int
+    num_partial: int
     sample_rates: Mapping[str, Mapping[str, int]]
     fingerprint: str
     curation: CurationFigures
@@ -65,6 +66,14 @@ class Summary:
     def nearly_all(self) -> bool:
         """Whether the augmented set holds so much of the pool that a smaller K would select more."""
         return self.pool_share > NEARLY_ALL
+
+    @property
+    def partial_warning(self) -> str:
+        """What is said where `num_partial` is not 0."""
+        return (
+            f"clips that could not be decoded to their end: {self.num_partial:,}. "
+            "Their embeddings are of what could be decoded; warnings.jsonl lists them"
+        )
 
     def as_json(self) -> dict[str, Any]:
         """JSON values; of `curation` the steps that were on."""
@@ -102,6 +111,7 @@ def summarise(prepared: Prepared, k: int, curated: Curated) -> Summary:
         label_entropy_after=label_entropy(after, len(names)),
         failures=_failures(prepared.embedded),
         num_silent=_num_silent(prepared.embedded),
+        num_partial=len(prepared.embedded.partial),
         sample_rates=_sample_rates(prepared.embedded),
         fingerprint=prepared.embedded.fingerprint,
         curation=curated.figures,

@@ -1,7 +1,7 @@
 """The tables of a run, each complete under its name or not there at all.
 
-In: what the search and the curation chose. Out: `neighbours_*`, `augmented_*` to read, `ids_*` and `failures.jsonl`,
-byte for byte the same from the same inputs: no times, no absolute paths.
+In: what the search and the curation chose. Out: `neighbours_*`, `augmented_*` to read, `ids_*`, `failures.jsonl` and
+`warnings.jsonl`, byte for byte the same from the same inputs: no times, no absolute paths.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from balance.records import Failure, Float32, Index, Int64, Neighbours
+from balance.records import Failure, Float32, Index, Int64, Neighbours, Partial
 from balance.runtime import files
 from balance.stats.union import Union
 
@@ -103,5 +103,15 @@ def write_failures(folder: Path, failures: Sequence[Failure]) -> Path:
     with files.atomic_text(path) as file:
         for f in failures:
             record = {"id": f.id, "split": f.split, "path": f.path, "reason": f.reason, "detail": f.detail}
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    return path
+
+
+def write_warnings(folder: Path, partial: Sequence[Partial]) -> Path:
+    """`warnings.jsonl`: a line per clip that has an embedding, but of a part of it; by split, then index order."""
+    path = folder / "warnings.jsonl"
+    with files.atomic_text(path) as file:
+        for p in partial:
+            record = {"id": p.id, "split": p.split, "path": p.path, "warning": "partial", "detail": p.detail}
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
     return path
