@@ -19,7 +19,7 @@ from balance.runtime.wording import listed
 
 log = logging.getLogger(__name__)
 
-_COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
+_COMPRESSED = re.compile(r"\.(?:tar|parquet)\.(?:gz|bz2|xz|zst)$|\.tgz$")
 # `-000012` (webdataset), `-00003-of-00010` and with a hash (Hugging Face). `train-clean-000000` is another split.
 _SHARD = re.compile(r"-\d+(?:-of-(?P<total>\d+)(?:-[0-9a-f]+)?)?")
 
@@ -30,11 +30,10 @@ def find(media_root: Path, value: str, suffix: str) -> list[Path]:
     name = value.removesuffix(suffix)
     bases = [p.with_name(p.name.removesuffix(suffix)) for p in candidates(media_root, value, (suffix,))]
     for base in bases:
+        _refuse_compressed(base, suffix)
         if files := _files(base, suffix):
             _warn_of_absent_shards(files)
             return files
-    for base in bases:
-        _refuse_compressed(base, suffix)
     folders = " and ".join(["in the working directory", f"under {media_root}"][-len(bases) :])
     raise NoSuchIndex(
         f"no {suffix} files {value!r} (looked {folders} for {name}{suffix}, {name}-00000-of-00001{suffix}, "
@@ -69,14 +68,13 @@ def _warn_of_absent_shards(files: list[Path]) -> None:
 
 def _refuse_compressed(base: Path, suffix: str) -> None:
     """Of `X.tar.gz` and the like: to be told rather than to be passed over."""
-    if not base.parent.is_dir():
-        return
-    for folder, prefix in ((base.parent, base.name), (base, "")):
+    for folder in (base.parent, base):
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-            if path.name.startswith(prefix) and path.name.endswith(_COMPRESSED) and suffix in (".tar", path.suffix):
+            stem = _COMPRESSED.sub("", path.name)
+            is_meant = folder == base or stem == base.name or _is_shard_of(base.name, stem)
+            if stem != path.name and is_meant and not path.with_name(stem + suffix).exists():
                 raise UserError(
-                    f"{path}: compressed as a whole, so no clip can be read in place: unpack it to {suffix} "
-                    f"(gunzip {path.name})"
+                    f"{path}: compressed as a whole, so no clip can be read in place: unpack it to {stem}{suffix}"
                 )
 
 

@@ -96,7 +96,8 @@ def _check_columns(file: Path, schema: Any, columns: ColumnsConfig) -> None:
             continue
         if schema.get_field_index(column) < 0:
             names = ", ".join(schema.names)
-            raise UserError(f"{file}: no column {column!r} (it has {names}); say dataset.columns.{key}=…")
+            none = ", or null for none" if key == "labels" else ""
+            raise UserError(f"{file}: no column {column!r} (it has {names}); say dataset.columns.{key}=…{none}")
         kind = schema.field(column).type
         if not is_right(kind):
             raise UserError(f"{file}: column {column!r} is {kind}; dataset.columns.{key} must be {words}")

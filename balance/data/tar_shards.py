@@ -43,7 +43,7 @@ def read_tar(media_root: Path, value: str, labels_key: str | None) -> Index:
 
     The key is the audio's name up to the last dot, or an earlier one, that leaves a name with a `.json` beside it; it
     is the clip's id. labels_key: the key of the json whose value is a list of strings, or one string (absent: no
-    labels; None: no clip has labels). UserError names shard and member.
+    labels; None: no clip has labels, nor needs a json). UserError names shard and member.
     """
     columns = _Columns(labels_key)
     for file in find(media_root, value, ".tar"):
@@ -127,9 +127,16 @@ class _Columns:
                 audio[key] = member
         for key, member in audio.items():
             where = media.tar_key(shard, member.name)
-            if key not in jsons:
-                raise UserError(f"{where}: no {member.stem}.json beside it in the shard")
-            self._add(key, where, self._read_labels(file, shard, jsons[key]), member.offset, member.size)
+            if key in jsons:
+                labels = self._read_labels(file, shard, jsons[key])
+            elif self._labels_key is None:
+                labels = []
+            else:
+                raise UserError(
+                    f"{where}: no {member.stem}.json beside it in the shard. Where the clips have no labels, type "
+                    "dataset.columns.labels=null"
+                )
+            self._add(key, where, labels, member.offset, member.size)
         self.num_with_audio += len(audio)
         self._add_keys_without_audio(shard, [m for m in members if not any(key in audio for key in _keys(m.stem))])
 

@@ -180,6 +180,6 @@ def _read_npz(path: Path) -> AnyFloat:
         if "v.npy" not in archive.namelist():
             raise UserError(f"{path}: no key 'v' in it")
         vector = np.lib.format.read_array(io.BytesIO(archive.read("v.npy")), allow_pickle=False)
-    if not _is_float(vector.dtype) or vector.size == 0 or vector.size != vector.shape[-1]:
+    if not _is_float(vector.dtype) or vector.size == 0 or vector.shape[-1:] != (vector.size,):
         raise UserError(f"{path}: 'v' is {vector.dtype} of shape {vector.shape}; one vector of floats is expected")
     return vector.reshape(-1)

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from balance.curation.curate import Curated
+from balance.curation.removed import Rule
 from balance.demo.checkpoint import NOTICE
 from balance.prepared import Prepared
 from balance.records import Neighbours, common_names
@@ -100,8 +101,7 @@ def _kept_out(prepared: Prepared) -> list[str]:
     for rule, (ours, theirs) in zip(out.rule.to_pylist(), pairs, strict=True):
         by_rule.setdefault(rule, []).append(f"{ours} = {theirs}")
     return [
-        f"decontamination, {rule}: {len(shown):,} pool clips are evaluation clips and cannot be chosen: "
-        f"{listed(shown, _NUM_EXAMPLES)}"
+        f"{Rule[rule].title}: {len(shown):,} pool clips cannot be chosen: {listed(shown, _NUM_EXAMPLES)}"
         for rule, shown in by_rule.items()
     ]
 

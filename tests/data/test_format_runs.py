@@ -171,6 +171,58 @@ def test_the_media_alone_will_do_where_they_are_the_index(world, tmp_path):
         pipeline.prepare(chosen, pipeline.Kept())
 
 
+def write_vectors(root: Path, name: str, ids: list[str], suffix: str | None = None) -> None:
+    """Seeded vectors as .npy with ids, or as a folder of {id}{suffix}."""
+    vectors = np.random.default_rng(len(ids)).normal(size=(len(ids), 8)).astype(np.float32)
+    if suffix is None:
+        np.save(root / f"{name}.npy", vectors)
+        (root / f"{name}.ids.txt").write_text("".join(f"{id}\n" for id in ids))
+        return
+    (root / name).mkdir()
+    for id, vector in zip(ids, vectors, strict=True):
+        np.savez(root / name / f"{id}{suffix}", v=vector)
+
+
+SPOKEN = [f"fsdd_{digit}_{who}_{take}" for digit in range(4) for who in ("theo", "jackson") for take in range(3)]
+VIDEOS = [f"pool_aaaa-{i}" for i in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("pool", "suffix", "evaluation", "taken"),
+    [
+        ([f"{VIDEOS[0]}.wav", f"Y{VIDEOS[1]}.wav", *VIDEOS[2:]], None, VIDEOS[:2], 2),
+        (VIDEOS, ".p0.npz", VIDEOS[:2], 2),
+        (VIDEOS, None, [f"unbal/{VIDEOS[0]}_30.000", f"id_{VIDEOS[1]}", f"{VIDEOS[2]}.p0.mp3"], 3),
+        (SPOKEN[1:], None, SPOKEN[:1], 0),  # fsdd_0_theo_1 is another clip
+        (SPOKEN, None, [SPOKEN[5], f"{SPOKEN[6]}.wav"], 2),
+    ],
+)
+def test_what_the_decontamination_by_id_takes(tmp_path, caplog, pool, suffix, evaluation, taken):
+    caplog.set_level("INFO")
+    root = tmp_path / "data"
+    root.mkdir()
+    write_vectors(root, "seeds", ["seed_aaaa-0", "seed_aaaa-1"])
+    write_vectors(root, "pool", pool, suffix)
+    (root / "eval.ids.txt").write_text("".join(f"{id}\n" for id in evaluation))
+    chosen = Settings(
+        k=2,
+        dataset=DatasetConfig(
+            format=Format.embeddings, root=str(root), balanced="seeds", unbalanced="pool", eval="eval"
+        ),
+        cache_dir=str(tmp_path / "cache"),
+    )
+    (tmp_path / "run").mkdir()
+    pipeline.run(chosen, tmp_path / "run")
+    decisions = pq.read_table(tmp_path / "run" / "decisions.parquet").to_pylist()
+    assert [row["rule"] for row in decisions] == ["leak_id"] * taken
+    assert {row["by"] for row in decisions} == (set(evaluation) if taken else set())
+    said = [record.getMessage() for record in caplog.records if "cannot be chosen" in record.getMessage()]
+    assert len(said) == (taken > 0)
+    for row in decisions:
+        assert f"{taken} pool clips cannot be chosen" in said[0]
+        assert f"{row['id']} = {row['by']}" in said[0]
+
+
 def test_folders_without_labels_give_the_same_neighbours(world, reference, tmp_path):
     root = tmp_path / "data"
     for split in worlds.SPLITS:

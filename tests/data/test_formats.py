@@ -365,6 +365,10 @@ def tar_of_keys(*names: str):
     return write
 
 
+def rename(name: str, other: str):
+    return lambda root: (root / name).rename(root / other)
+
+
 def two_tars_in_one(root: Path) -> None:
     for name in ("X", "Y"):
         with tarfile.open(root / f"{name}.tar", "w") as tar:
@@ -458,6 +462,8 @@ def test_the_key_of_the_labels_can_be_named(root, caplog):
     assert labels == {"a": ("x", "y"), "b": ("Male speech",), "c": ()}
     assert not caplog.text
     assert {labels for _, labels in read_tar(root, ColumnsConfig(labels=None)).values()} == {()}
+    tar_of_keys("a.wav", "b.p0.wav")(root)
+    assert read_tar(root, ColumnsConfig(labels=None)) == {"a": ("X.tar: a.wav", ()), "b": ("X.tar: b.p0.wav", ())}
     write(a={"labels": ["x"]}, b={"seconds": 3})
     assert read_tar(root)["b"][1] == ()
     assert "the json of 1 of the 2 clips has no 'labels'" in caplog.text
@@ -538,6 +544,11 @@ GOOD = {"wav": "a.wav", "labels": "/m/a"}
         (Format.webdataset, [tar_of_links("1", "gone.flac")], "X.tar: abc.flac: no regular file"),
         (Format.webdataset, [tar_of_keys("a.left.wav", "a.right.wav", "a.json")], "second audio file of the key 'a'"),
         (Format.webdataset, [junk("X.tar.gz")], "X.tar.gz: compressed as a whole"),
+        (
+            Format.webdataset,
+            [tar_of_keys("X.flac", "X.json"), junk("Y.tar.gz"), rename("X.tar", "X-0.tar"), junk("X-1.tar.gz")],
+            "X-1.tar.gz: compressed",
+        ),
         (Format.webdataset, [junk("X-000000.tar.gz")], "X-000000.tar.gz: compressed as a whole"),
         (Format.webdataset, [tar_with("abc.wav", b"")], "second audio file of the key 'abc'"),
         (Format.webdataset, [tar_with("abc.json", b"{}", "txt")], "empty index"),
@@ -634,6 +645,12 @@ def test_a_path_is_first_one_of_the_working_directory(root, monkeypatch):
         find(root, "x/train", ".tar")
     with pytest.raises(NoSuchIndex, match=r"'train' \(looked under "):
         find(root, "train", ".tar")
+
+
+def test_a_shard_that_was_unpacked_beside_itself(root):
+    for name in ("X.tar", "X.tar.gz", "Xy.tar.gz"):
+        (root / name).touch()
+    assert find(root, "X", ".tar") == [root / "X.tar"]
 
 
 def test_absent_shards_are_said(root, caplog):

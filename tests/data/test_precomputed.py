@@ -262,6 +262,7 @@ def no_embedding(root: Path) -> None:
         (lambda r: write_npy(r, "s", X, ["a", "b ", "c", "d", "e"]), "s.ids.txt line 2: 'b ' is no id"),
         (npz(v=np.zeros(3, np.float32)), "zz.npz: a vector of 3 values"),
         (npz(w=X[0]), "no key 'v'"),
+        (npz(v=np.float32(3)), "float32 of shape ()"),
         (npz(v=X), "one vector of floats is expected"),
         (npz(v=X[0].astype(np.int64)), "int64 of shape (7,)"),
         (lambda r: (r / "s").mkdir(), "holds no .npz"),
