@@ -31,6 +31,7 @@ class Desk:
 
     world: worlds.World
     downloads: Path
+    sounds: Path
     lists: Path
     runs: tuple[Path, Path]
     cache: Path
@@ -43,6 +44,7 @@ class Desk:
             ("/data/audioset", self.world.root),
             ("/models/00071478.pth", self.world.checkpoint),
             ("/data/downloads", self.downloads),
+            ("/data/sounds", self.sounds),
             ("/data/indexes", folder / "indexes"),
             ("/scratch/shared/balance-cache", folder / "cache"),
             ("examples/", f"{REPOSITORY}/examples/"),
@@ -64,7 +66,7 @@ class Desk:
 def desk(tmp_path_factory: pytest.TempPathFactory, demo: Demo) -> Desk:
     folder = tmp_path_factory.mktemp("desk")
     world = worlds.make(folder / "data")
-    downloads, lists = folder / "downloads", folder / "lists"
+    downloads, sounds, lists = folder / "downloads", folder / "sounds", folder / "lists"
     downloads.mkdir()
     lists.mkdir()
     for split, name in worlds.SPLITS.items():
@@ -73,13 +75,17 @@ def desk(tmp_path_factory: pytest.TempPathFactory, demo: Demo) -> Desk:
             shutil.copy(world.media(record), downloads / f"{record['id']}{world.media(record).suffix}")
             rows.append(f'{record["id"]}, 0.000, 1.000, "{",".join(record["labels"])}"')  # type: ignore[arg-type]
         (lists / f"{name}.csv").write_text("\n".join(rows) + "\n")
+    for split, name in (("seeds", "mine"), ("pool", "downloads")):
+        (sounds / name).mkdir(parents=True)
+        for record in world.records(split):
+            shutil.copy(world.media(record), sounds / name)
     runs = []
     for k in (6, 5):
         overrides = " ".join([*world.overrides(), f"k={k}", f"hydra.run.dir={folder}/k{k}"])
         done = type_in(f"python -m balance.run {overrides}", folder, demo.cache)
         assert done.returncode == 0, done.stderr
         runs.append(folder / f"k{k}")
-    return Desk(world, downloads, lists, (runs[0], runs[1]), demo.cache)
+    return Desk(world, downloads, sounds, lists, (runs[0], runs[1]), demo.cache)
 
 
 def type_in(text: str, folder: Path, cache: Path) -> subprocess.CompletedProcess[str]:
