@@ -1,28 +1,34 @@
-"""A small, complete training run on a run's output: augmented index in, mAP on the evaluation clips out.
+"""A small, complete training run on a run's output: augmented set in, mAP on the evaluation clips out.
 
     python -m balance.run dataset=demo k=10
-    python examples/train.py outputs/runs/…/… [--uniform] [--epochs 10]
+    python examples/train.py outputs/latest [--uniform] [--epochs 10]
 
-Everything comes from the run's `train_root/`: index, media and evaluation list. The data set is small enough to keep
-its spectrograms in memory; with a real one, give `sampler` to the DataLoader and drop `in_memory`. Under
-`torchrun`, wrap the model in DistributedDataParallel: the sampler already gives each rank its own slice.
+A run of VIP-ANT indexes has everything in its `train_root/`; data sets of other formats are read where they lie.
+Without an evaluation list every tenth clip is held out. The data set is small enough to keep its spectrograms in
+memory; with a real one, give `sampler` to the DataLoader and drop `in_memory`. Under `torchrun`, wrap the model in
+DistributedDataParallel: the sampler already gives each rank its own slice.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import scipy.sparse
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 
 from balance.audio.fbank import FrontEnd
+from balance.data.config import ColumnsConfig, Format, MediaSource
 from balance.errors import UserError
 from balance.probe.ranking_metrics import Ranking
+from balance.records import Index
+from balance.results.training_data import TrainingData, read_training_data
 from balance.training.dataset import ClipDataset, class_names, collate, load_index
 from balance.training.sampler import DistributedWeightedSampler, sample_weights
 
@@ -30,9 +36,40 @@ from balance.training.sampler import DistributedWeightedSampler, sample_weights
 FRONT_END = FrontEnd(max_frames=400, num_mel_bins=64, mean=-5.0, std=6.0, zero_mean=True)
 
 
-def in_memory(dataset: ClipDataset) -> tuple[Tensor, Tensor]:
+def read_vipant(root: Path) -> TrainingData:
+    """`train_root/` as VIP-ANT sees it: one index to train on, and the evaluation list where there is one."""
+    found = sorted(path for path in root.glob("src_augmented_k*.csv") if not path.stem.endswith("_weight"))
+    if len(found) != 1:
+        raise UserError(f"{root}: {len(found)} indexes src_augmented_k*.csv; give the folder of one run")
+    evaluation = root / "src_eval_segments.csv"
+    return TrainingData(
+        train=[load_index(found[0])],
+        evaluation=load_index(evaluation) if evaluation.is_file() else None,
+        media=MediaSource(root=root, format=Format.vipant, columns=ColumnsConfig()),
+        root=root,
+    )
+
+
+def read(run_dir: Path) -> tuple[TrainingData, list[Index]]:
+    """(what to train on, what to evaluate on)"""
+    root = run_dir / "train_root"
+    is_vipant = root.is_dir() or not (run_dir / "manifest.json").is_file()
+    data = read_vipant(root) if is_vipant else read_training_data(run_dir)
+    if data.evaluation is not None:
+        return data, [data.evaluation]
+    print("no evaluation list: every tenth clip is held out")
+    is_held_out = [np.arange(len(index)) % 10 == 0 for index in data.train]
+    kept, held_out = (
+        [index.take(np.flatnonzero(mask == wanted)) for index, mask in zip(data.train, is_held_out, strict=True)]
+        for wanted in (False, True)
+    )
+    return replace(data, train=kept), held_out
+
+
+def in_memory(indexes: Sequence[Index], media: MediaSource, **options: object) -> tuple[Tensor, Tensor]:
     """Spectrograms (n, 1, frames / 4, bins / 2), averaged 4 x 2, and labels (n, num_classes)."""
-    batches = list(DataLoader(dataset, batch_size=64, collate_fn=collate))
+    clips = ConcatDataset([ClipDataset(index, media, **options) for index in indexes])
+    batches = list(DataLoader(clips, batch_size=64, collate_fn=collate))
     audio = torch.cat([batch.audio for batch in batches])
     return nn.functional.avg_pool2d(audio[:, None], (4, 2)), torch.cat([batch.labels for batch in batches])
 
@@ -47,25 +84,24 @@ def network(num_classes: int) -> nn.Module:
 
 
 def mean_average_precision(scores: Tensor, labels: Tensor) -> float:
-    """mAP over the classes that have a positive and a negative."""
+    """mAP over the classes that have a positive and a negative; NaN where none has."""
     truth = scipy.sparse.csr_matrix(labels.numpy().astype(np.int32))
-    return float(np.nanmean(Ranking(scores.numpy(), truth).figures().ap))
+    precisions = Ranking(scores.numpy(), truth).figures().ap
+    return float(np.nanmean(precisions)) if np.isfinite(precisions).any() else float("nan")
 
 
 def train(run_dir: Path, *, epochs: int, uniform: bool) -> float:
-    root = run_dir / "train_root"
-    found = sorted(path for path in root.glob("src_augmented_k*.csv") if not path.stem.endswith("_weight"))
-    if len(found) != 1:
-        raise UserError(f"{root}: {len(found)} indexes src_augmented_k*.csv; give the folder of one run")
-    augmented, evaluation = load_index(found[0]), load_index(root / "src_eval_segments.csv")
-    classes = class_names(augmented, evaluation, root=root)
+    data, evaluation = read(run_dir)
+    classes = class_names(*data.train, *evaluation, root=data.root)
+    if not classes:
+        raise UserError(f"{run_dir}: its clips have no labels: there is nothing to learn")
     options = {"classes": classes, "output": "spectrogram", "front_end": FRONT_END}
-    audio, labels = in_memory(ClipDataset(augmented, root, **options))
-    eval_audio, eval_labels = in_memory(ClipDataset(evaluation, root, **options))
-    print(f"{found[0].name}: {len(audio)} clips, {len(classes)} classes; evaluation: {len(eval_audio)} clips")
+    audio, labels = in_memory(data.train, data.media, **options)
+    eval_audio, eval_labels = in_memory(evaluation, data.media, **options, on_unreadable="skip")
+    print(f"{run_dir.name}: {len(audio)} clips, {len(classes)} classes; evaluation: {len(eval_audio)} clips")
 
     torch.manual_seed(1213)
-    weights = torch.ones(len(audio)) if uniform else sample_weights(augmented)
+    weights = torch.ones(len(audio)) if uniform else sample_weights(*data.train)
     sampler = DistributedWeightedSampler(weights)
     model = network(len(classes))
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-2)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from balance.data.media import ALL_AUDIO, AUDIO_SUFFIXES
+from balance.data.media import ALL_AUDIO, AUDIO_SUFFIXES, is_clutter
 from balance.data.media_names import Wanted, find_clip
 from balance.records import Int32, Int64
 
@@ -145,8 +145,8 @@ class _Walk:
                 name = entry.name
                 if entry.is_dir(follow_symlinks=False):
                     below.append(_Folder(folder.path(name), entry.path, folder.left))
-                elif name.startswith("._") or ((is_gold or base == "frame") and self._is_own_link(entry)):
-                    continue  # the former are macOS's notes on files
+                elif is_clutter(name) or ((is_gold or base == "frame") and self._is_own_link(entry)):
+                    continue
                 elif base == "frame":
                     self._add_frame(name)
                 elif name.rpartition(".")[2].lower() in ALL_AUDIO:

@@ -8,8 +8,8 @@ Data are linked by absolute path (a run may be moved, the data rarely), the run'
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,14 +36,17 @@ def write_train_root(run_dir: Path, *, root: Path, media: Path, paths: Sequence[
     for file in sorted(run_dir.iterdir()):
         if file.name.startswith(RUN_FILES) and file.is_file():
             links[file.name] = os.path.join("..", file.name)
-    made = run_dir / f"tmp-{uuid.uuid4().hex[:8]}-train_root"
+    made, final = run_dir / f"tmp-train_root-{secrets.token_hex(8)}", run_dir / "train_root"
     made.mkdir()
-    for name, target in links.items():
-        (made / name).symlink_to(target)
-    final = run_dir / "train_root"
-    if final.is_dir():
-        shutil.rmtree(final)  # links, of an earlier end of this run
-    made.rename(final)
+    try:
+        for name, target in links.items():
+            (made / name).symlink_to(target)
+        if final.is_dir():
+            shutil.rmtree(final)  # links, of an earlier end of this run
+        made.rename(final)
+    except BaseException:
+        shutil.rmtree(made)
+        raise
     return final
 
 

@@ -7,13 +7,15 @@ noise. The price: a clip is decoded each time that it is asked for, so the data 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +27,9 @@ from torch.utils.data import Dataset, default_collate
 from balance.audio import decode
 from balance.audio.fbank import VIPANT_FRONT_END, FrontEnd, LogMel
 from balance.audio.sound_file import Undecodable
+from balance.data.config import ColumnsConfig, Format, MediaSource
 from balance.data.label_map import LABEL_MAP, read_label_map
+from balance.data.media import MediaReader, container
 from balance.data.vipant_index import read_index
 from balance.errors import UserError
 from balance.records import Index, common_names
@@ -84,16 +88,17 @@ def class_names(*indexes: Index, root: str | os.PathLike[str] | None = None) -> 
 class ClipDataset(Dataset[Example | None]):
     """The clips of an index, decoded when asked for. Picklable; holds no open file.
 
-    index: of `load_index`; root: the media folder; classes: of `class_names` (default: of this index and root);
-    output: `waveform` or `spectrogram`; front_end: frames, bins and normalisation (default: the released
-    checkpoints'); on_unreadable: `error` raises UnreadableClip, `skip` gives None, which `collate` leaves out.
+    index: of `load_index`; root: the media folder, or where the clips of another format lie (in parquet a row group is
+    unpacked up to the row: read in order); classes: of `class_names` (default: of this index and root); output:
+    `waveform` or `spectrogram`; front_end: frames, bins and normalisation (default: the released checkpoints');
+    on_unreadable: `error` raises UnreadableClip, `skip` gives None, which `collate` leaves out.
     UserError if a label of the index is none of the classes.
     """
 
     def __init__(
         self,
         index: Index,
-        root: str | os.PathLike[str],
+        root: str | os.PathLike[str] | MediaSource,
         *,
         classes: Sequence[str] | None = None,
         output: Literal["waveform", "spectrogram"] = "waveform",
@@ -105,8 +110,13 @@ class ClipDataset(Dataset[Example | None]):
         if on_unreadable not in ("error", "skip"):
             raise UserError(f"on_unreadable={on_unreadable!r}: error or skip")
         self.index = index
-        self.root = Path(root)
-        self.classes = list(classes) if classes is not None else class_names(index, root=root)
+        if not isinstance(root, MediaSource):
+            root = MediaSource(root=Path(root), format=Format.vipant, columns=ColumnsConfig())
+        self._media = root
+        self._reader: tuple[int, MediaReader] | None = None  # with its process: an open file is not shared by two
+        self._places = index.places()
+        self.root = self._media.root
+        self.classes = list(classes) if classes is not None else class_names(index, root=self.root)
         self._output, self._front_end, self._on_unreadable = output, front_end, on_unreadable
         self._log_mel = LogMel(front_end)
         position = {name: i for i, name in enumerate(self.classes)}
@@ -130,14 +140,12 @@ class ClipDataset(Dataset[Example | None]):
             raise IndexError(row)
         path = self.index.paths[row].as_py()
         try:
-            wave = decode.load(
-                self.root / path, max_frames=self._front_end.max_frames, zero_mean=self._front_end.zero_mean
-            )
+            wave = self._wave(row, path)
         except (Undecodable, OSError) as error:
             if self._on_unreadable == "skip":
                 return None
             why = error.detail if isinstance(error, Undecodable) else error.strerror
-            if not (self.root / path).exists():  # libsndfile says "System error."
+            if not (self.root / container(self._media.format.value, path)).exists():  # libsndfile says "System error."
                 why = f"no such file under {self.root}"
             raise UnreadableClip(f"{path}: {why}") from None
         samples = torch.from_numpy(np.ascontiguousarray(wave.samples))
@@ -147,6 +155,18 @@ class ClipDataset(Dataset[Example | None]):
         offsets = self.index.labels.offsets
         labels[torch.from_numpy(self._class_of_code[self.index.labels.codes[offsets[row] : offsets[row + 1]]])] = 1.0
         return Example(samples, wave.sample_rate, labels, self.index.ids[row].as_py(), self._frame(row, path))
+
+    def _wave(self, row: int, path: str) -> decode.Waveform:
+        if self._reader is None or self._reader[0] != os.getpid():
+            media = self._media
+            self._reader = os.getpid(), MediaReader(str(media.root), media.format.value, asdict(media.columns))
+        offsets, sizes = self._places
+        source = self._reader[1].open(path, int(offsets[row]), int(sizes[row]))
+        with contextlib.nullcontext(source) if isinstance(source, str) else source as file:
+            return decode.load(file, max_frames=self._front_end.max_frames, zero_mean=self._front_end.zero_mean)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_reader": None}
 
     def _frame(self, row: int, path: str) -> str:
         """The image that evaluation uses: number ceil(n / 2) − 1 of the record's n frames."""

@@ -16,12 +16,13 @@ from torch.utils.data import Sampler
 
 from balance.data.vipant_index import index_weights
 from balance.errors import UserError
-from balance.records import Index, Int64
+from balance.records import Index, Int64, Labels
 
 
-def sample_weights(index: Index) -> Tensor:
-    """VIP-ANT's sampling weights of an index's clips, (n,) float64: the sum of 1000 / (count(label) + 1)."""
-    return torch.from_numpy(index_weights(index.labels))
+def sample_weights(*indexes: Index) -> Tensor:
+    """VIP-ANT's sampling weights of the indexes' clips, one index after another, (n,) float64: the sum of
+    1000 / (count(label) + 1) over a clip's labels, counted over all of them."""
+    return torch.from_numpy(index_weights(Labels.join([index.labels for index in indexes])))
 
 
 class DistributedWeightedSampler(Sampler[int]):

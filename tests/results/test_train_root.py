@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import soundfile
 
@@ -86,3 +87,29 @@ def test_the_published_loader_accepts_train_root(root, tmp_path):
     # A run that is moved keeps its own files.
     moved = run.rename(tmp_path / "elsewhere")
     assert published_loader(moved / "train_root", "src_augmented_k2")
+
+
+def test_folders_written_in_other_ways(root, tmp_path):
+    """The lines keep their `dir`, and the published loader finds the files by it."""
+    records = [json.loads(line) for line in (root / "src_X.csv").read_text().splitlines()]
+    for run, dirs in enumerate(
+        [(".//./all_0_2", "./all_0_2", "./", "all_0_2/../all_2_4"), ("all_0_2/.", "all_0_2//", ".", "./all_2_4/")]
+    ):
+        folder = tmp_path / str(run)
+        folder.mkdir()
+        text = "".join(json.dumps(r | {"dir": dir}) + "\n" for r, dir in zip(records, dirs, strict=True))
+        (folder / "src_X.csv").write_text(text)
+        paths = [read_index(folder / "src_X.csv", root).paths]
+        train_root = write_train_root(folder, root=root, media=root, paths=paths)
+        files = published_loader(train_root, "src_X")
+        assert [Path(file).name.split(".")[0] for file in files] == [clip[0] for clip in CLIPS]
+        for file in files:
+            assert soundfile.info(file).frames > 0
+
+
+def test_what_fails_leaves_nothing_behind(root, tmp_path):
+    """A folder of media called like a file of the run would do, or a full disk: here a name that cannot be linked."""
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(OSError, match="File exists"):
+        write_train_root(tmp_path, root=root, media=root, paths=[pa.array(["../aclip/x.p0.wav"])])
+    assert sorted(tmp_path.rglob("*")) == before

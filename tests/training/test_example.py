@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from balance.data.vipant_index import read_index
 from balance.errors import UserError
 from balance.results.train_root import write_train_root
 from tests import four_clips
-from tests.paths import REPOSITORY
+from tests.training.example import example
 
 
 @pytest.fixture
@@ -22,10 +21,6 @@ def root(tmp_path) -> Path:
 
 
 def test_the_example_trains_on_a_run(root, tmp_path, capsys):
-    source = REPOSITORY / "examples" / "train.py"
-    spec = importlib.util.spec_from_file_location("train_example", source)
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
     (root / "src_eval_segments.csv").write_text((root / "src_X.csv").read_text())
     (tmp_path / "src_augmented_k2.csv").write_text((root / "src_X.csv").read_text())
     write_train_root(tmp_path, root=root, media=root, paths=[read_index(root / "src_X.csv").paths])
