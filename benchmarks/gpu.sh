@@ -28,7 +28,7 @@ print(torch.cuda.get_device_name(), "torch", torch.__version__, "CUDA", torch.ve
 PROBE
 
 # -c /dev/null: our pytest settings name plugins that may not be there.
-timeout 150 "$PYTHON" -m pytest -c /dev/null --rootdir . -p no:cacheprovider -q tests/test_*_cuda.py || failed=1
+timeout 150 "$PYTHON" -m pytest -c /dev/null --rootdir . -p no:cacheprovider -q tests/*/test_*_cuda.py || failed=1
 timeout 150 "$PYTHON" benchmarks/neighbours.py --gpu || failed=1
 if "$PYTHON" -c "import soundfile, omegaconf" 2>/dev/null; then
     timeout 170 "$PYTHON" benchmarks/embed.py --gpu || failed=1
