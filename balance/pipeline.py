@@ -7,6 +7,7 @@ not done again. A sweep's jobs run one after another in one process and share a 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -47,11 +48,21 @@ from balance.search.top_k import cached_search, load
 
 
 class Kept:
-    """What the jobs of a sweep share: the last run up to its embeddings, and the settings that it belongs to."""
+    """What the jobs of a sweep share: the last run up to its embeddings, and the settings that it belongs to.
+
+    uses: the marks in the stores that the embeddings are read from, taken away when this is closed.
+    """
 
     def __init__(self) -> None:
         self._key = ""
         self._embedded: Embedded | None = None
+        self.uses = contextlib.ExitStack()
+
+    def __enter__(self) -> Kept:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.uses.close()
 
     def get(self, settings: Settings) -> Embedded | None:
         """The embeddings of settings that differ in `k` and `augment` alone; None where there are none."""
@@ -68,8 +79,11 @@ class Kept:
 
 def run(settings: Settings, folder: Path, kept: Kept | None = None) -> None:
     """The whole job into `folder`. Raises UserError, OSError."""
+    if kept is None:
+        with Kept() as own:
+            return run(settings, folder, own)
     started = time.monotonic()
-    prepared = prepare(settings, kept or Kept())
+    prepared = prepare(settings, kept)
     seeds, pool = prepared.seeds, prepared.pool
     neighbours = prepared.neighbours.top(settings.k)
     curated = curate.curate(
@@ -89,7 +103,7 @@ def prepare(settings: Settings, kept: Kept) -> Prepared:
     started = time.monotonic()
     embedded = kept.get(settings)
     if embedded is None:
-        embedded = _embed(settings)
+        embedded = _embed(settings, kept.uses)
         kept.put(settings, embedded)
         times_s = {**embedded.times_s, "load_s": time.monotonic() - started}
     else:
@@ -120,7 +134,7 @@ def prepare(settings: Settings, kept: Kept) -> Prepared:
 # -- indexes, media, embeddings ------------------------------------------------------------------------------------
 
 
-def _embed(settings: Settings) -> Embedded:
+def _embed(settings: Settings, uses: contextlib.ExitStack) -> Embedded:
     if settings.is_demo:
         ensure_demo(settings.cache / "demo", num_processes=settings.num_decoders, wrap=as_omegaconf)
     preflight.check_root(settings.root)
@@ -128,14 +142,14 @@ def _embed(settings: Settings) -> Embedded:
     device = resolve_device(settings.encoder.device)
     if settings.dataset.format is Format.embeddings:
         return _own_vectors(settings, device)
-    return _embed_media(settings, device)
+    return _embed_media(settings, device, uses)
 
 
 def _check(settings: Settings, indexes: dict[str, Index], ids_as: Ids) -> None:
     preflight.check_indexes(settings.k, settings.augment.budget, indexes, ids_as)
 
 
-def _embed_media(settings: Settings, device: torch.device) -> Embedded:
+def _embed_media(settings: Settings, device: torch.device, uses: contextlib.ExitStack) -> Embedded:
     dataset = settings.dataset
 
     def read(value: str) -> Index:
@@ -159,6 +173,7 @@ def _embed_media(settings: Settings, device: torch.device) -> Embedded:
         seed=settings.seed,
         device=device,
         names=names,
+        uses=uses,
     )
     return Embedded(
         splits=done.splits,

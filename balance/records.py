@@ -24,6 +24,9 @@ Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 
 SILENT_DB = -60.0  # rms against full scale
+Stamp = tuple[int, int]  # of a media file: size in bytes, modification time in ns
+NO_STAMP: Stamp = (-1, -1)
+
 SPLITS = ("seeds", "pool", "eval")
 REASONS = ("missing", "undecodable", "too_short", "not_finite")
 
@@ -164,12 +167,13 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class DecodeFailure:
-    """A clip that could not be embedded, as remembered in a part (missing files never are)."""
+    """A clip that could not be embedded, as remembered in a part (missing files never are). stamp: of its file then."""
 
     id: str
     path: str
     reason: str
     detail: str
+    stamp: Stamp = NO_STAMP
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ def main() -> None:
     from balance import config
 
     kept: Kept | None = None
+    closing = contextlib.ExitStack()
 
     def job(settings: config.Settings, where: config.Job) -> None:
         nonlocal kept
@@ -27,13 +29,14 @@ def main() -> None:
         from balance.report import sweep
         from balance.results import console
 
-        kept = kept or pipeline.Kept()
+        kept = kept or closing.enter_context(pipeline.Kept())
         pipeline.run(settings, where.folder, kept)
         config.link_latest(where)
         if where.sweep is not None:
             console.tell_sweep(where.sweep, sweep.write_sweep(where.sweep))
 
-    config.run_command("run", job)
+    with closing:
+        config.run_command("run", job)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from balance.audio.decoder_process import DecodeSettings, Job
 from balance.audio.decoders import DecoderPool, plan_slots
 from balance.audio.fbank import FrontEnd, LogMel
 from balance.embed import worker
-from balance.embed.parts import PART_CLIPS, plan_parts
+from balance.embed.parts import PART_CLIPS, ToEmbed, plan_parts
 from balance.embed.progress import Progress
 from balance.encoders.checkpoint import Checkpoint, TowerConfig, read_checkpoint, write_random_checkpoint
 from balance.encoders.precision import Precision
@@ -170,7 +170,7 @@ def end_to_end(
     with tempfile.TemporaryDirectory() as directory:
         task = worker.EmbedTask(
             directory=Path(directory),
-            plan=plan_parts([("pool", index, np.arange(len(names)))], PART_CLIPS["cpu"]),
+            plan=plan_parts([ToEmbed("pool", index, np.arange(len(names)))], PART_CLIPS["cpu"]),
             checkpoint=root / "model.pth",
             device=device,
             precision=precision,

@@ -1,26 +1,33 @@
-"""Two honest looks at the store: have the media changed under it, and what did a low precision cost?"""
+"""Honest looks at a store: have the media changed under it, and what did a low precision cost?
+
+In: the store, the inventories of the splits, the task that embeds. Out: clips in doubt told apart by decoding them, an
+error where a sample of what is reused is of other files, figures of a precision. Every look decodes, none but the last
+encodes: a copied data set costs a decoding.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import logging
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from tqdm import tqdm
 
 from balance.audio.decoder_process import Job
 from balance.audio.decoders import Decoded, DecoderPool
-from balance.data import media
 from balance.embed import worker
-from balance.embed.parts import PART_CLIPS, plan_parts
+from balance.embed.inventory import Inventory
+from balance.embed.parts import PART_CLIPS, ToEmbed, plan_parts
 from balance.embed.store import Store
+from balance.embed.store_files import write_confirmed
 from balance.encoders.precision import Precision
 from balance.errors import UserError
 from balance.records import Float32, Float64, Index, Int64, Split
@@ -29,44 +36,85 @@ from balance.runtime import files
 log = logging.getLogger(__name__)
 
 _REUSED_CLIPS = 64
+_COMPARED_AT_ONCE = 16_384  # clips whose comparison is written down together
 _SAMPLE_CLIPS = (256, 1024)  # seeds, pool clips on CUDA; a sixteenth on a CPU
 _OVERLAP_K = 10
 _COSINE_WARNING, _OVERLAP_WARNING = 0.9999, 0.95
 
 
-def check_reused(store: Store, indexes: Mapping[str, Index], task: worker.EmbedTask, *, seed: int) -> None:
+def compare_in_doubt(store: Store, inventory: Inventory, task: worker.EmbedTask) -> Inventory:
+    """Decode the clips whose files have another modification time, and compare with what was embedded.
+
+    What is the same is written down beside the parts, where they can be written, and is in doubt no longer.
+    """
+    rows = np.flatnonzero(inventory.in_doubt)
+    if not len(rows):
+        return inventory
+    log.info(
+        "%s: %s files have another modification time than when they were embedded: decoding them to compare",
+        inventory.split,
+        f"{len(rows):,}",
+    )
+    is_same = np.zeros(len(inventory.index), dtype=bool)
+    bar = tqdm(total=len(rows), desc="comparing", unit=" clips", leave=False, disable=not sys.stderr.isatty())
+    with bar:
+        for at in range(0, len(rows), _COMPARED_AT_ONCE):
+            some = rows[at : at + _COMPARED_AT_ONCE]
+            known = store.facts(inventory.rows[some]).pcm_sha1
+            found = _decode_again(task, inventory.index, some, task.num_workers)
+            for row, sha1, samples in zip(some, known, found, strict=True):
+                is_same[row] = samples == sha1.tobytes()
+                bar.update()
+            same = is_same[some]
+            with contextlib.suppress(OSError):  # a colleague's store may be read-only: compared again next time
+                paths = inventory.index.paths.take(pa.array(some[same]))
+                write_confirmed(task.directory, paths, inventory.stamps[some[same]], known[same])
+    log.info("%s: %s of them have the samples that were embedded", inventory.split, f"{is_same.sum():,}")
+    return inventory.compared(is_same)
+
+
+def check_reused(store: Store, inventories: Sequence[Inventory], task: worker.EmbedTask, *, seed: int) -> None:
     """Decode a seeded sample of stored clips again; UserError if any has other samples than when it was embedded.
 
     Only clips whose files are there are looked at: a cache without media stays usable.
     """
-    paths = pa.concat_arrays([index.paths for index in indexes.values()])
-    ids = pa.concat_arrays([index.ids for index in indexes.values()])
-    offsets, sizes = (np.concatenate(x) for x in zip(*(index.places() for index in indexes.values()), strict=True))
-    rows = store.rows(paths)
-    reused = np.flatnonzero(rows >= 0)
-    rng = np.random.default_rng(seed)
-    root, form = Path(task.decode.media_root), task.decode.format
-    candidates = rng.permutation(reused)[: 16 * _REUSED_CLIPS]
-    there = (row for row in candidates if (root / media.container(form, paths[int(row)].as_py())).exists())
-    chosen = np.sort(np.fromiter(itertools.islice(there, _REUSED_CLIPS), dtype=np.int64))
-    if not len(chosen):
-        return
-    jobs = (
-        (row, Job(ids[int(row)].as_py(), paths[int(row)].as_py(), int(offsets[row]), int(sizes[row]))) for row in chosen
+    reused = np.concatenate(
+        [
+            np.stack([np.full(len(rows), number), rows], axis=1)
+            for number, one in enumerate(inventories)
+            for rows in [np.flatnonzero((one.rows >= 0) & (one.stamps[:, 0] >= 0))]
+        ]
     )
-    known = store.facts(rows[chosen]).pcm_sha1
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(reused))[:_REUSED_CLIPS])
     changed: list[str] = []
-    with DecoderPool(
-        task.decode, jobs, num_workers=min(task.num_workers, 8), clip_timeout_s=task.clip_timeout_s
-    ) as decoders:
-        for (_, job, result), sha1 in zip(decoders.results(), known, strict=True):
-            if not isinstance(result, Decoded) or result.pcm_sha1 != sha1.tobytes():
-                changed.append(job.path)
+    for number, one in enumerate(inventories):
+        rows = reused[chosen][reused[chosen, 0] == number, 1]
+        known = store.facts(one.rows[rows]).pcm_sha1
+        for row, sha1, samples in zip(rows, known, _decode_again(task, one.index, rows, 8), strict=True):
+            if samples != sha1.tobytes():
+                changed.append(one.index.paths[int(row)].as_py())
     if changed:
         raise UserError(
             f"{len(changed)} of {len(chosen)} media files looked at again are not what was embedded (as {changed[0]})."
             f"\nThe store {store.directory.name} is of other files: type refresh=true to embed anew"
         )
+
+
+def _decode_again(task: worker.EmbedTask, index: Index, rows: Int64, num_workers: int) -> Iterator[bytes | None]:
+    """The pcm_sha1 of the clip of each of these rows as its file is now, None where it cannot be decoded."""
+    if not len(rows):
+        return
+    some = index.take(rows)
+    offsets, sizes = some.places()
+    jobs = (
+        (None, Job(*clip))
+        for clip in zip(some.ids.to_pylist(), some.paths.to_pylist(), offsets.tolist(), sizes.tolist(), strict=True)
+    )
+    with DecoderPool(
+        task.decode, jobs, num_workers=min(task.num_workers, num_workers), clip_timeout_s=task.clip_timeout_s
+    ) as decoders:
+        for _, _, result in decoders.results():
+            yield result.pcm_sha1 if isinstance(result, Decoded) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +164,12 @@ def measure_precision(task: worker.EmbedTask, seeds: Split, pool: Split, *, seed
 def _measure(task: worker.EmbedTask, seeds: Split, pool: Split, seed: int) -> PrecisionReport | None:
     rng = np.random.default_rng(seed)
     share = 1 if task.device.startswith("cuda") else 16
-    samples: list[tuple[str, Index, Int64]] = []
+    samples: list[ToEmbed] = []
     picked: list[Float32] = []
     for name, split, num_clips in zip(("seeds", "pool"), (seeds, pool), _SAMPLE_CLIPS, strict=True):
         size = min(num_clips // share, len(split.embedded))
         at = np.sort(rng.choice(len(split.embedded), size, replace=False)) if size else np.empty(0, np.int64)
-        samples.append((name, split.index, split.embedded[at]))
+        samples.append(ToEmbed(name, split.index, split.embedded[at]))
         picked.append(split.vectors.take(at))
     with tempfile.TemporaryDirectory() as folder:
         reference = dataclasses.replace(
@@ -132,7 +180,7 @@ def _measure(task: worker.EmbedTask, seeds: Split, pool: Split, seed: int) -> Pr
         )
         worker.embed(reference, lambda _: None)
         exact = Store(Path(folder))
-        rows = [exact.rows(index.paths.take(pa.array(at))) for _, index, at in samples]
+        rows = [exact.rows(one.index.paths.take(pa.array(one.rows))) for one in samples]
         if not all(len(r) and (r >= 0).all() for r in rows):
             return None
         full = [exact.vectors(r).read(0, len(r)) for r in rows]

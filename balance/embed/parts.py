@@ -1,16 +1,18 @@
 """The plan: all clips to embed, cut into parts, each the work of one process and one file of the store.
 
-In: of each split its index and the rows that need an embedding. Out: a `Plan`, columns that cross to other processes.
-A part is named after its clips, so two jobs that plan the same clips agree on who makes what. Parts are cut at fixed
-rows of the whole index, not of what is left of it: a job that starts later, with less left, plans the same parts for
-it. The price: the last parts of a split, and those of an index that has changed little, may be small.
+In: of each split its index and the rows that need an embedding (`ToEmbed`). Out: a `Plan`, columns that cross to other
+processes. A part is named after its clips, so two jobs that plan the same clips agree on who makes what. Parts are cut
+at fixed rows of the whole index, not of what is left of it: a job that starts later, with less left, plans the same
+parts for it. The price: the last parts of a split, and those of an index that has changed little, may be small.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ class Plan:
     paths: Any
     offsets: Int64
     sizes: Int64
+    stamps: Int64  # (n, 2), of the media files when they were listed
     splits: tuple[str, ...]  # of each part
     names: tuple[str, ...]
     bounds: Int64
@@ -44,52 +47,68 @@ class Plan:
         return int(self.bounds[-1])
 
 
-def plan_parts(
-    todo: Sequence[tuple[str, Index, Int64]], part_clips: int, attempts: Callable[[str], str] | None = None
-) -> Plan:
-    """Cut what is to be embedded into parts: (split, its whole index, the ascending rows that need an embedding).
+@dataclass(frozen=True, slots=True, eq=False)
+class ToEmbed:
+    """The clips of one split that need an embedding.
 
-    attempts: of clips that are decoded again, `Store.attempts`; else their part would be taken for done. A path that
-    occurs in two splits is planned once.
+    rows: (m,) ascending rows of the index; stamps: (len(index), 2) of all its media files, None where unknown.
     """
-    columns: list[tuple[Any, Any, Int64, Int64]] = []
-    names: list[str] = []
+
+    split: str
+    index: Index
+    rows: Int64
+    stamps: Int64 | None = None
+
+
+def plan_parts(todo: Sequence[ToEmbed], part_clips: int, earlier: Mapping[str, str] = MappingProxyType({})) -> Plan:
+    """Cut what is to be embedded into parts of at most `part_clips` clips.
+
+    earlier: of clips that are embedded again, path -> the parts that know them; else their part would be taken for
+    done. A path that occurs twice is planned once.
+    """
     splits: list[str] = []
+    names: list[str] = []
     bounds = [0]
+    columns: list[tuple[Any, ...]] = []
     planned = pa.array([], pa.string())
-    for split, index, rows in todo:
-        paths = index.paths.take(pa.array(rows))
-        fresh = ~np.asarray(pc.is_in(paths, value_set=planned).to_numpy(zero_copy_only=False), dtype=bool)
-        rows, paths = rows[fresh], paths.filter(pa.array(fresh))
-        first = np.asarray(pc.index_in(paths, value_set=pc.unique(paths)).to_numpy(zero_copy_only=False))
-        if len(first) and len(np.unique(first)) < len(first):  # one file listed twice under two ids
-            keep = np.sort(np.unique(first, return_index=True)[1])
-            rows, paths = rows[keep], paths.take(pa.array(keep))
+    for one in todo:
+        rows = one.rows[_first_times(one.index.paths.take(pa.array(one.rows)), planned)]
+        ids, paths = (column.take(pa.array(rows)) for column in (one.index.ids, one.index.paths))
         planned = pa.concat_arrays([planned, paths])
-        offsets, sizes = index.places()
-        columns.append((index.ids.take(pa.array(rows)), paths, offsets[rows], sizes[rows]))
+        offsets, sizes = one.index.places()
+        stamps = np.full((len(one.index), 2), -1, dtype=np.int64) if one.stamps is None else one.stamps
+        columns.append((ids, paths, offsets[rows], sizes[rows], stamps[rows]))
         cuts = np.flatnonzero(np.diff(rows // part_clips)) + 1
-        for a, b in zip([0, *cuts], [*cuts, len(rows)], strict=True):
+        for a, b in itertools.pairwise([0, *cuts.tolist(), len(rows)]):
             if b > a:
-                clips = paths[int(a) : int(b)].to_pylist()
-                earlier = [attempts(path) for path in clips] if attempts else []
-                names.append(plan_name(clips, [x for x in earlier if x]))
-                splits.append(split)
-                bounds.append(bounds[-1] + int(b - a))
-    empty = pa.array([], pa.string())
+                clips = paths[a:b].to_pylist()
+                names.append(plan_name(clips, [earlier[path] for path in clips if path in earlier]))
+                splits.append(one.split)
+                bounds.append(bounds[-1] + b - a)
+    none = (pa.array([], pa.string()),) * 2 + (np.empty(0, np.int64),) * 2 + (np.empty((0, 2), np.int64),)
+    joined = list(zip(none, *columns, strict=True))
     return Plan(
-        ids=pa.concat_arrays([empty] + [c[0] for c in columns]),
-        paths=pa.concat_arrays([empty] + [c[1] for c in columns]),
-        offsets=np.concatenate([np.empty(0, np.int64)] + [c[2] for c in columns]),
-        sizes=np.concatenate([np.empty(0, np.int64)] + [c[3] for c in columns]),
+        ids=pa.concat_arrays(joined[0]),
+        paths=pa.concat_arrays(joined[1]),
+        offsets=np.concatenate(joined[2]),
+        sizes=np.concatenate(joined[3]),
+        stamps=np.concatenate(joined[4]),
         splits=tuple(splits),
         names=tuple(names),
         bounds=np.array(bounds, dtype=np.int64),
     )
 
 
+def _first_times(paths: Any, planned: Any) -> Int64:
+    """The places of the paths that are not planned yet, each the first time that it occurs."""
+    distinct = pc.unique(paths)
+    first = np.unique(pc.index_in(paths, value_set=distinct).to_numpy(zero_copy_only=False), return_index=True)[1]
+    known = pc.is_in(distinct, value_set=planned).to_numpy(zero_copy_only=False).astype(bool)
+    return np.sort(first[~known]).astype(np.int64)
+
+
 def plan_name(paths: Sequence[str], attempts: Sequence[str] = ()) -> str:
-    """The name of the part that is made for these clips. attempts: of each clip, the parts where it failed before."""
+    """The name of the part that is made for these clips. attempts: the parts that know some of them already."""
     digest = hashlib.sha256()
     for text in (*paths, *attempts):
         digest.update(text.encode("utf-8", "surrogateescape") + b"\0")

@@ -1,40 +1,42 @@
 """The embedding stage: indexes and a checkpoint -> every clip's embedding in the store, or the reason why not.
 
-Inventory (what is in the store, what is missing on disk), plan, embed, look again. Everything that is already there
-is left alone; the store is opened before and after.
+Inventory (what is in the store, what is missing on disk, what was replaced there), comparison of what is in doubt,
+plan, embed, inventory again: what was planned is embedded, a recorded failure, or made again. Everything that is
+already there is left alone. The price: two looks at the whole store, of which the second reads only new parts.
 """
 
 from __future__ import annotations
 
-import errno
+import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
-import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from balance.audio.decoder_process import DecodeSettings
 from balance.audio.decoders import plan_slots
 from balance.audio.fbank import FrontEnd
 from balance.data.config import MediaSource
-from balance.data.missing import find_missing, refuse_missing
-from balance.embed import part_file
-from balance.embed.checks import PrecisionReport, check_reused, measure_precision
+from balance.data.missing import refuse_missing
+from balance.data.stamps import file_stamps
+from balance.embed.checks import PrecisionReport, check_reused, compare_in_doubt, measure_precision
 from balance.embed.config import EmbedConfig
 from balance.embed.failures import refuse_failures
-from balance.embed.parts import PART_CLIPS, plan_parts
+from balance.embed.inventory import Inventory, take_inventory
+from balance.embed.parts import PART_CLIPS, Plan, plan_parts
 from balance.embed.progress import EmbedProgress, duration
 from balance.embed.store import Store
+from balance.embed.store_files import remove_leftovers
+from balance.embed.use import Use
 from balance.embed.worker import EmbedTask, embed_on
 from balance.encoders.checkpoint import Checkpoint
 from balance.encoders.config import EncoderConfig
@@ -46,6 +48,7 @@ from balance.runtime import files
 
 log = logging.getLogger(__name__)
 
+_ATTEMPTS = 3  # a part may be gone again when it is looked up: damaged, or removed by hand
 # To be raised with any change of decoder, front end or tower that changes a number. 2: sound to the end of the data.
 FRONT_END_VERSION = 2
 
@@ -78,37 +81,18 @@ def embed_media(
     seed: int,
     device: torch.device,
     names: Mapping[str, str],
+    uses: contextlib.ExitStack,
 ) -> EmbeddedSplits:
     """Embed what is not yet embedded.
 
-    dataset: `dataset.name`; cache: the folder of all stores; names: label id -> name, for messages. Raises UserError,
-    OSError.
+    dataset: `dataset.name`; cache: the folder of all stores; names: label id -> name, for messages; uses: closed when
+    the vectors are not read any more: until then nobody empties the store. Raises UserError, OSError.
     """
     precision = encoder.precision.resolve(device.type)
     fingerprint, made_by = fingerprint_of(checkpoint, precision, encoder.compile)
-    directory = cache / "embeddings" / f"{dataset}-{fingerprint}"
-    started = time.monotonic()
-    store = Store(directory, ignore=config.refresh)
-    missing: dict[str, Int64] = {}
-    todo: list[tuple[str, Index, Int64]] = []
-    remembered = pa.array([] if config.retry_failures else list(store.failures), pa.string())
-    for split, index in indexes.items():
-        without = np.flatnonzero(store.rows(index.paths) < 0)
-        paths = index.paths.take(pa.array(without))
-        absent = find_missing(source.root, source.format.value, paths)
-        missing[split] = without[absent]
-        todo.append((split, index, without[~absent & ~_is_in(paths, remembered)]))
-    _log_inventory(indexes, missing, todo)
-    for split, index in indexes.items():
-        refuse_missing(
-            split, index, missing[split], max_missing=config.max_missing, media_root=source.root, names=names
-        )
-    times = {"inventory_s": time.monotonic() - started}
-
-    started = time.monotonic()
     task = EmbedTask(
-        directory=directory,
-        plan=plan_parts(todo, PART_CLIPS[device.type], store.attempts),
+        directory=cache / "embeddings" / f"{dataset}-{fingerprint}",
+        plan=plan_parts([], 1),
         checkpoint=checkpoint.path,
         device=str(device),
         precision=precision,
@@ -118,27 +102,64 @@ def embed_media(
         num_workers=config.num_decoders,
         clip_timeout_s=config.clip_timeout_s,
     )
-    check_reused(store, indexes, task, seed=seed)
-    present = {split: len(index) - len(missing[split]) for split, index in indexes.items()}
-    if len(task.plan):
-        _make(config, task, present, {**made_by, "dataset": dataset, "dim": checkpoint.dim})
+    started = time.monotonic()
+    use = uses.enter_context(Use(task.directory))
+    store = Store(task.directory, ignore=config.refresh)
+    stamps = {name: file_stamps(source.root, source.format.value, index.paths) for name, index in indexes.items()}
+
+    attempts = 0
+
+    def take(*, retry_failures: bool = False) -> list[Inventory]:
+        taken = [take_inventory(store, name, indexes[name], stamps[name], retry_failures) for name in indexes]
+        for one in taken:
+            if not attempts:
+                one.tell()
+        for one in taken:
+            refuse_missing(
+                one.split,
+                one.index,
+                np.flatnonzero(one.missing),
+                max_missing=config.max_missing,
+                media_root=source.root,
+                names=names,
+            )
+        return taken
+
+    inventories = take(retry_failures=config.retry_failures)
+    times = {"inventory_s": time.monotonic() - started}
+
+    started = time.monotonic()
+    inventories = [compare_in_doubt(store, one, task) for one in inventories]
+    check_reused(store, inventories, task, seed=seed)
+    while len(plan := _plan(store, inventories, PART_CLIPS[device.type])):
+        if attempts == _ATTEMPTS:
+            raise UserError(
+                f"{len(plan):,} clips were embedded {attempts} times and are gone each time from {task.directory}: "
+                "find out who removes files there, and run the same command again"
+            )
+        present = {one.split: one.num_present for one in inventories}
+        task = dataclasses.replace(task, plan=plan)
+        made_by |= {"dataset": dataset, "dim": checkpoint.dim}
+        _open_to_write(task, use, made_by, refresh=config.refresh and not attempts)
+        _make(config, task, present, checkpoint.dim)
         store = store.reopen()
+        attempts += 1
+        inventories = [compare_in_doubt(store, one, task) for one in take()]
     times["embed_s"] = time.monotonic() - started
 
     splits: dict[str, Split] = {}
     failures: list[Failure] = []
     partial: list[Partial] = []
     places: list[Int64] = []
-    for split in (s for s in SPLITS if s in indexes):
-        index = indexes[split]
-        rows = store.rows(index.paths)
-        embedded = np.flatnonzero(rows >= 0)
-        places.append(rows[embedded])
-        splits[split] = Split(index, embedded, store.vectors(rows[embedded]), store.facts(rows[embedded]))
-        unreadable, found = _failures(split, index, np.flatnonzero(rows < 0), set(missing[split].tolist()), store)
-        refuse_failures(split, unreadable, present[split], max_failures=config.max_failures)
+    for one in sorted(inventories, key=lambda one: SPLITS.index(one.split)):
+        embedded = np.flatnonzero(one.rows >= 0)
+        rows = one.rows[embedded]
+        places.append(rows)
+        splits[one.split] = Split(one.index, embedded, store.vectors(rows), store.facts(rows))
+        unreadable, found = one.failures(store)
+        refuse_failures(one.split, unreadable, one.num_present, max_failures=config.max_failures)
         failures.extend(found)
-        partial.extend(_partial(split, index, embedded, store))
+        partial.extend(one.partial(store))
     report = None
     if precision is not Precision.float32:
         report = measure_precision(task, splits["seeds"], splits["pool"], seed=seed)
@@ -167,10 +188,6 @@ def fingerprint_of(checkpoint: Checkpoint, precision: Precision, compile: bool) 
     return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16], made_by
 
 
-def _is_in(paths: Any, some: Any) -> npt.NDArray[np.bool_]:
-    return np.asarray(pc.is_in(paths, value_set=some).to_numpy(zero_copy_only=False), dtype=bool)
-
-
 def decode_settings(source: MediaSource, config: EmbedConfig, front_end: FrontEnd) -> DecodeSettings:
     """What decoder processes need to know to serve this front end."""
     slot_bytes, num_slots = plan_slots(config.queue_bytes, front_end.max_frames, config.num_decoders)
@@ -185,39 +202,36 @@ def decode_settings(source: MediaSource, config: EmbedConfig, front_end: FrontEn
     )
 
 
-def _log_inventory(
-    indexes: Mapping[str, Index], missing: Mapping[str, Int64], todo: list[tuple[str, Index, Int64]]
-) -> None:
-    for split, index, rows in todo:
-        log.info(
-            "%s: %s to embed, %s missing, %s known from earlier runs",
-            split,
-            f"{len(rows):,}",
-            f"{len(missing[split]):,}",
-            f"{len(indexes[split]) - len(rows) - len(missing[split]):,}",
-        )
-        assert len(index) == len(indexes[split])
+def _plan(store: Store, inventories: Sequence[Inventory], part_clips: int) -> Plan:
+    """What is to be embedded, as the inventories say."""
+    todo = [one.to_embed for one in inventories]
+    earlier: dict[str, str] = {}
+    for one in todo:
+        earlier |= store.earlier(one.index.paths.take(pa.array(one.rows)))
+    return plan_parts(todo, part_clips, earlier)
 
 
-def _make(config: EmbedConfig, task: EmbedTask, present: Mapping[str, int], made_by: dict[str, Any]) -> None:
-    """Embed the plan, with a bar, the early stop of `max_failures`, and one sentence for an unwritable cache."""
+def _open_to_write(task: EmbedTask, use: Use, made_by: dict[str, Any], *, refresh: bool) -> None:
+    """Make the store's folder, or empty it (refresh); UserError where it cannot be written."""
     directory = task.directory
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        if config.refresh:
+        if refresh:
+            use.empty()
             log.info("refresh: the store %s is started anew", directory.name)
-            for file in sorted([*directory.glob("part-*.arrow"), *directory.glob("*.json")]):
-                file.unlink(missing_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
+        use.enter()
         if not (directory / "meta.json").exists():
             files.write_json(directory / "meta.json", made_by)
-        elif not os.access(directory, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise UserError(
             f"the cache {directory.parent.parent} cannot be written ({error.strerror}) and {len(task.plan):,} clips "
             "must be embedded; type cache_dir=/a/folder/of/yours or export BALANCE_CACHE=/a/folder/of/yours"
         ) from error
-    gigabytes = len(task.plan) * (4 * made_by["dim"] + 120) / 1e9
+
+
+def _make(config: EmbedConfig, task: EmbedTask, present: Mapping[str, int], dim: int) -> None:
+    """Embed the plan, with a bar and the early stop of `max_failures`. present: clips on disk or embedded, by split."""
+    gigabytes = len(task.plan) * (4 * dim + 120) / 1e9
     devices = worker_devices(task.device, config.num_processes)
     log.info(
         "embedding %s clips in %d parts on %s (%s) with %d decoders: %.3g GB of store in %s",
@@ -227,7 +241,7 @@ def _make(config: EmbedConfig, task: EmbedTask, present: Mapping[str, int], made
         task.precision.value,
         task.num_workers,
         gigabytes,
-        directory,
+        task.directory,
     )
 
     def on_failures(split: str, failures: list[DecodeFailure]) -> None:
@@ -239,33 +253,5 @@ def _make(config: EmbedConfig, task: EmbedTask, present: Mapping[str, int], made
         embed_on(task, devices, progress)
     finally:
         rate = progress.close()
-    part_file.remove_leftovers(directory)
+    remove_leftovers(task.directory)
     log.info("embedded in %s, %.1f clips/s", duration(time.monotonic() - started), rate)
-
-
-def _partial(split: str, index: Index, rows: Int64, store: Store) -> list[Partial]:
-    """Of the clips in these rows, which have an embedding, those that could not be decoded to their end."""
-    rows = rows[_is_in(index.paths.take(pa.array(rows)), pa.array(list(store.partial), pa.string()))]
-    clips = index.take(rows)
-    return [
-        Partial(clip_id, split, path, store.partial[path])
-        for clip_id, path in zip(clips.ids.to_pylist(), clips.paths.to_pylist(), strict=True)
-    ]
-
-
-def _failures(
-    split: str, index: Index, rows: Int64, missing: set[int], store: Store
-) -> tuple[list[DecodeFailure], list[Failure]]:
-    """(the unreadable, all rows of failures.jsonl) of the clips in these rows, which have no embedding."""
-    unreadable: list[DecodeFailure] = []
-    found: list[Failure] = []
-    at = pa.array(rows)
-    clips = zip(rows.tolist(), index.ids.take(at).to_pylist(), index.paths.take(at).to_pylist(), strict=True)
-    for row, clip_id, path in clips:
-        failure = store.failures.get(path)
-        if row in missing or failure is None:
-            found.append(Failure(clip_id, split, path, "missing", "no such file"))
-            continue
-        unreadable.append(failure)
-        found.append(Failure(clip_id, split, path, failure.reason, failure.detail))
-    return unreadable, found

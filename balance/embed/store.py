@@ -1,8 +1,10 @@
 """The embedding store: all parts of a folder, keyed by a clip's relative audio path, shared by every run and user.
 
-In: a folder of part files (`part_file.py`). Out: which paths have an embedding, the vectors and facts of chosen rows,
-the clips that failed. A `Store` is what the folder held when it was opened; `reopen` looks again and reads only what
-is new. Vectors are read with `pread` at the place of the Arrow buffer: mapped pages would count as resident memory.
+In: a folder of `store_files`. Out: which paths have an embedding, the vectors and facts of chosen rows, the clips that
+failed. A path may have several embeddings, of files that were there one after the other or under two media roots: the
+file's stamp says which one counts. A `Store` is what the folder held when it was opened; `reopen` looks again and reads
+only what is new. Vectors are read with `pread` at the place of the Arrow buffer: mapped pages would count as resident
+memory.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import itertools
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,26 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from balance.embed.part_file import Part, read_part, version_of
+from balance.embed.store_files import Part, read_confirmed, read_part, version_of
 from balance.errors import UserError
-from balance.records import Facts, Float32, Int64
+from balance.records import Bool, DecodeFailure, Facts, Float32, Int64, Stamp
+
+_KEYS = ["path", "size_bytes", "time_ns"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """What a store knows of n clips.
+
+    rows: (n,) int64 store row, −1 where there is none; failed: (n,) bool, it could not be embedded and, where a file of
+    other samples was embedded before, this very file could not; other_size, other_time: (n,) bool, the file has another
+    size than when the row was embedded, or only another modification time.
+    """
+
+    rows: Int64
+    failed: Bool
+    other_size: Bool
+    other_time: Bool
 
 
 class Store:
@@ -53,18 +73,18 @@ class Store:
         empty = pa.array([], pa.string())
         self.paths = pa.concat_arrays([empty] + [part.paths for part in self._parts])
         self.ids = pa.concat_arrays([empty] + [part.ids for part in self._parts])
-        # Of a clip that is in several parts the first counts, as in `rows`.
-        self.partial = {path: words for part in reversed(self._parts) for path, words in part.partial.items()}
-        # An embedding made later supersedes a failure remembered earlier.
-        remembered = {f.path: f for part in self._checked for f in part.failures}
-        self._remembered_by: dict[str, list[str]] = {}
+        self._stamps = np.concatenate([np.empty((0, 2), np.int64)] + [part.stamps for part in self._parts])
+        self._partial: dict[int, str] = {}  # row -> words
+        for part, first in zip(self._parts, self._first, strict=False):
+            at = pc.index_in(pa.array(list(part.partial), pa.string()), value_set=part.paths).to_pylist()
+            self._partial |= {int(first) + row: words for row, words in zip(at, part.partial.values(), strict=True)}
+        self._remembered: dict[str, list[tuple[str, DecodeFailure]]] = {}  # path -> (part, failure)
         for part in self._checked:
-            for f in part.failures:
-                self._remembered_by.setdefault(f.path, []).append(part.file.name)
-        embedded = pc.is_in(pa.array(list(remembered), pa.string()), value_set=self.paths).to_pylist()
-        self.failures = {
-            path: failure for (path, failure), done in zip(remembered.items(), embedded, strict=True) if not done
-        }
+            for failure in part.failures:
+                self._remembered.setdefault(failure.path, []).append((part.file.name, failure))
+        self._first_row = self._index_in(self.paths)
+        self._newest = self._newest_rows()
+        self._others = self._other_stamps(None if ignore else directory)
 
     def reopen(self) -> Store:
         """What the folder holds now. Parts that were checked are read again only if their files have changed."""
@@ -74,13 +94,98 @@ class Store:
         return int(self._first[-1])
 
     def rows(self, paths: Any) -> Int64:
-        """The store row of each path of an Arrow string array, −1 where it has no embedding; (n,) int64."""
+        """The store row of each path of an Arrow string array, −1 where it has no embedding; (n,) int64. Of several
+        embeddings of one path it is that of the newest file."""
+        rows = self._index_in(paths)
+        return np.where(rows < 0, -1, self._newest[rows]) if len(self) else rows
+
+    def find(self, paths: Any, stamps: Int64) -> Found:
+        """What is known of these clips (Arrow strings, (n,)), whose files have these stamps now ((n, 2), −1 where a
+        file is missing: then any embedding of its path counts)."""
+        rows = self.rows(paths)
+        if len(self):
+            known = np.where((rows >= 0)[:, None], self._stamps[rows], -1)
+        else:
+            known = np.full((len(rows), 2), -1, dtype=np.int64)
+        in_doubt = (rows >= 0) & (stamps[:, 0] >= 0) & (known[:, 0] >= 0) & (known != stamps).any(axis=1)
+        at = np.flatnonzero(in_doubt)
+        if len(at) and len(self._others):
+            asked = pa.table([paths.take(pa.array(at)), *stamps[at].T, at], names=[*_KEYS, "at"])
+            same = asked.join(self._others, _KEYS, join_type="inner")
+            found = same["at"].to_numpy()
+            order = np.argsort(-same["row"].to_numpy(), kind="stable")  # of equal ones the first
+            rows[found[order]], in_doubt[found] = same["row"].to_numpy()[order], False
+        other_size = in_doubt & (known[:, 0] != stamps[:, 0])
+        failed = np.zeros(len(rows), dtype=bool)
+        if self._remembered:
+            listed = pc.is_in(paths, value_set=pa.array(self._remembered, pa.string()))
+            for i in np.flatnonzero(listed.to_numpy(zero_copy_only=False)):
+                stamp = (int(stamps[i, 0]), int(stamps[i, 1]))
+                failed[i] = rows[i] < 0 or (in_doubt[i] and self._failures_of(paths[int(i)].as_py(), stamp))
+        return Found(rows, failed, other_size, in_doubt & ~other_size)
+
+    @property
+    def failures(self) -> dict[str, DecodeFailure]:
+        """The clips that failed and have no embedding, by path: one made later supersedes the failure."""
+        paths = list(self._remembered)
+        embedded = self._index_in(pa.array(paths, pa.string())) >= 0
+        return {path: self._remembered[path][-1][1] for path, has in zip(paths, embedded, strict=True) if not has}
+
+    def failure(self, path: str, stamp: Stamp) -> DecodeFailure | None:
+        """Why a clip failed: of its file as it is now where that is known, else as it was."""
+        found = self._failures_of(path, stamp) or [failure for _, failure in self._remembered.get(path, [])]
+        return found[-1] if found else None
+
+    def partial(self, rows: Int64) -> dict[int, str]:
+        """Of these store rows, those of clips that could not be decoded to their end: place in `rows` -> what not."""
+        known = np.fromiter(self._partial, dtype=np.int64, count=len(self._partial))
+        return {int(i): self._partial[int(rows[i])] for i in np.flatnonzero(np.isin(rows, known))}
+
+    def earlier(self, paths: Any) -> dict[str, str]:
+        """Of those of these clips (Arrow strings) that parts know already, the names of these parts, by path: they
+        tell a new part from an earlier one of the same clips."""
+        known: dict[str, list[str]] = {}
+        for row in np.flatnonzero(np.isin(self._first_row, self._index_in(paths))):
+            known.setdefault(self.paths[int(row)].as_py(), []).append(self.part_file(self._part_of(int(row))).name)
+        listed = pc.is_in(paths, value_set=pa.array(self._remembered, pa.string()))
+        for path in paths.filter(listed).to_pylist():
+            known.setdefault(path, []).extend(part for part, _ in self._remembered[path])
+        return {path: " ".join(names) for path, names in known.items()}
+
+    def _index_in(self, paths: Any) -> Int64:
+        """The first store row of each path, −1 where there is none."""
         found = pc.index_in(paths, value_set=self.paths)
         return np.asarray(found.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64)
 
-    def attempts(self, path: str) -> str:
-        """Names the attempts that failed to decode this clip ("" if there was none): a retry is another attempt."""
-        return " ".join(self._remembered_by.get(path, ()))
+    def _failures_of(self, path: str, stamp: Stamp) -> list[DecodeFailure]:
+        return [failure for _, failure in self._remembered.get(path, []) if failure.stamp == stamp]
+
+    def _newest_rows(self) -> Int64:
+        """(N,) of each first row of a path, the path's row of the newest file."""
+        newest = np.arange(len(self))
+        for row in self._later_rows():
+            first = self._first_row[row]
+            if self._stamps[row, 1] > self._stamps[newest[first], 1]:
+                newest[first] = row
+        return newest
+
+    def _later_rows(self) -> Int64:
+        """The rows of paths that have an earlier row."""
+        return np.flatnonzero(self._first_row != np.arange(len(self)))
+
+    def _other_stamps(self, directory: Path | None) -> Any:
+        """Arrow table of path, size_bytes, time_ns, row: what `rows` does not find. Of paths with several embeddings
+        all of them; and the confirmations, with the row that has the same samples."""
+        several = np.flatnonzero(np.isin(self._first_row, self._first_row[self._later_rows()]))
+        rows = pa.table([self.paths.take(pa.array(several)), *self._stamps[several].T, several], names=[*_KEYS, "row"])
+        confirmed = None if directory is None else read_confirmed(directory)
+        if confirmed is None or not len(confirmed):
+            return rows
+        at = np.flatnonzero(pc.is_in(self.paths, value_set=confirmed["path"]).to_numpy(zero_copy_only=False))
+        sha1 = pa.array([bytes(x) for x in self.facts(at).pcm_sha1], pa.binary(20))
+        samples = pa.table([self.paths.take(pa.array(at)), sha1, at], names=["path", "pcm_sha1", "row"])
+        matched = confirmed.join(samples, ["path", "pcm_sha1"], join_type="inner")
+        return pa.concat_tables([rows, matched.select([*_KEYS, "row"])])
 
     def facts(self, rows: Int64) -> Facts:
         """The clip facts of these store rows."""
@@ -96,15 +201,23 @@ class Store:
         return StoreVectors(self, rows)
 
     def identity(self, rows: Int64) -> str:
-        """Hex digest that changes when the bytes of any part that holds these rows change (parts name their bytes)."""
+        """Hex digest that changes when the bytes of any part that holds these rows change (parts name their bytes), or
+        when another embedding of a path that has several is taken."""
         used: Int64 = np.unique(self.place(rows)[0])
-        return hashlib.sha256("\n".join(self.part_file(int(i)).name for i in used).encode()).hexdigest()
+        names = [self.part_file(int(i)).name for i in used]
+        for row in rows[np.isin(self._first_row[rows], self._first_row[self._later_rows()])] if len(rows) else ():
+            part = self._part_of(int(row))
+            names.append(f"{self.part_file(part).name} {row - self._first[part]}")
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
     def place(self, rows: Int64) -> tuple[Int64, Int64]:
         """(part number, byte offset in its file) of each row."""
         part = np.searchsorted(self._first, rows, side="right") - 1
         offset = np.array([p.offset for p in self._parts], dtype=np.int64)
         return part, offset[part] + (rows - self._first[part]) * (4 * self.dim)
+
+    def _part_of(self, row: int) -> int:
+        return int(np.searchsorted(self._first, row, side="right")) - 1
 
     def part_file(self, number: int) -> Path:
         return self._parts[number].file

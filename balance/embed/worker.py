@@ -1,4 +1,4 @@
-"""One process's share of embedding: parts of clips -> decoders -> embeddings -> parts in the part_file.
+"""One process's share of embedding: parts of clips -> decoders -> embeddings -> parts in the store_files.
 
 In: an `EmbedTask`, the same for all who work on a plan. Out: its parts in the store, and reports. Decoding, host copies
 and the forward pass overlap: decoder processes run ahead through the list of parts, this process consumes their results
@@ -20,7 +20,7 @@ import torch
 
 from balance.audio.decoder_process import DecodeSettings, Job
 from balance.audio.decoders import Decoded, DecoderPool, Undecoded
-from balance.embed import part_file
+from balance.embed import store_files
 from balance.embed.batches import Batches
 from balance.embed.parts import Plan
 from balance.embed.progress import Progress
@@ -29,7 +29,7 @@ from balance.encoders.precision import Precision
 from balance.encoders.vipant import build_encoder
 from balance.engine.local import WorkersDied, run_shares
 from balance.errors import UserError
-from balance.records import DecodeFailure, Facts
+from balance.records import DecodeFailure, Facts, Int64
 from balance.runtime import locks
 from balance.runtime.threads import Cores
 
@@ -100,7 +100,7 @@ def embed_on(task: EmbedTask, devices: Sequence[str], report: Report) -> None:
             "command again, with fewer processes (num_processes=1) if need be"
         ) from None
     finally:
-        part_file.remove_leftovers(task.directory)  # a killed process's; parts are atomic, its locks stale at once
+        store_files.remove_leftovers(task.directory)  # a killed process's; parts are atomic, its locks stale at once
 
 
 def _shares(task: EmbedTask, devices: Sequence[str]) -> list[EmbedTask]:
@@ -152,18 +152,18 @@ class _Claims:
         directory, plan = self._task.directory, self._task.plan
         for part in self._parts:
             name = plan.names[part]
-            if part_file.part_done(directory, name):
+            if store_files.part_done(directory, name):
                 self.done_by_others.append(part)
                 continue
             with self._guard:
                 if self._stopped:
                     return
-                lock = locks.acquire(part_file.lock_path(directory, name))
+                lock = locks.acquire(store_files.lock_path(directory, name))
                 if lock is None:
                     self.held_by_others.append(part)
                     continue
                 self._locks[part] = lock
-            if part_file.part_done(directory, name):  # made between the look and the lock
+            if store_files.part_done(directory, name):  # made between the look and the lock
                 self.release(part)
                 self.done_by_others.append(part)
                 continue
@@ -185,11 +185,11 @@ def _consume(task: EmbedTask, decoders: DecoderPool, claimed: _Claims, batches: 
     current: _OpenPart | None = None
     for (part, row, num_clips), job, result in decoders.results():
         if current is None:
-            current = _OpenPart(part, num_clips)
+            current = _OpenPart(part, task.plan.stamps[int(task.plan.bounds[part]) :][:num_clips])
         if isinstance(result, Undecoded):
-            current.failures.append(DecodeFailure(job.id, job.path, result.reason, result.detail))
+            current.fail(row, job, result.reason, result.detail)
         else:
-            current.add(job, result)
+            current.add(row, job, result)
             batches.add(result)
         if row + 1 < num_clips:
             report(Progress(num_clips=1))
@@ -205,13 +205,19 @@ class _OpenPart:
     """The facts of a part's decoded clips, in order, until it is written."""
 
     part: int
-    num_clips: int
+    stamps: Int64  # (clips, 2) of the part's media files
+    rows: list[int] = field(default_factory=list)  # of the decoded clips in the part
     jobs: list[Job] = field(default_factory=list)
     facts: list[tuple[int, int, float, bytes]] = field(default_factory=list)
     failures: list[DecodeFailure] = field(default_factory=list)
     partial: dict[str, str] = field(default_factory=dict)
 
-    def add(self, job: Job, clip: Decoded) -> None:
+    def fail(self, row: int, job: Job, reason: str, detail: str) -> None:
+        size_bytes, time_ns = self.stamps[row].tolist()
+        self.failures.append(DecodeFailure(job.id, job.path, reason, detail, (size_bytes, time_ns)))
+
+    def add(self, row: int, job: Job, clip: Decoded) -> None:
+        self.rows.append(row)
         self.jobs.append(job)
         self.facts.append((clip.sample_rate, clip.num_samples, clip.rms_db, clip.pcm_sha1))
         if clip.partial:
@@ -221,12 +227,10 @@ class _OpenPart:
         embeddings = batches.finish()
         finite = np.isfinite(embeddings).all(axis=1)
         for at in np.flatnonzero(~finite):
-            job = self.jobs[at]
-            detail = "the encoder's output is not finite"
-            self.failures.append(DecodeFailure(job.id, job.path, "not_finite", detail))
+            self.fail(self.rows[at], self.jobs[at], "not_finite", "the encoder's output is not finite")
         kept = np.flatnonzero(finite)
         facts = [self.facts[i] for i in kept]
-        rows = part_file.PartRows(
+        rows = store_files.PartRows(
             ids=[self.jobs[i].id for i in kept],
             paths=[self.jobs[i].path for i in kept],
             embeddings=embeddings[kept],
@@ -236,6 +240,7 @@ class _OpenPart:
                 np.array([f[2] for f in facts], dtype=np.float32),
                 np.frombuffer(b"".join(f[3] for f in facts), dtype=np.uint8).reshape(-1, 20),
             ),
-            partial=self.partial,
+            stamps=self.stamps[[self.rows[i] for i in kept]],
+            partial={self.jobs[i].path: words for i in kept if (words := self.partial.get(self.jobs[i].path))},
         )
-        part_file.write_part(task.directory, task.plan.names[self.part], rows, self.failures, batches.made_by())
+        store_files.write_part(task.directory, task.plan.names[self.part], rows, self.failures, batches.made_by())

@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from balance.errors import UserError
-from balance.runtime import lifeline
+from balance.runtime import child
 from balance.runtime.command import STOP_SIGNALS
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class _Worker:
             with _signals_wait():
                 self._popen = subprocess.Popen(
                     [sys.executable, "-m", "balance.engine.local", *map(str, descriptors)],
-                    stdin=subprocess.PIPE,  # its lifeline
+                    stdin=subprocess.PIPE,  # it ends when this does
                     pass_fds=descriptors,
                 )
         self.is_started = self.is_done = False
@@ -152,9 +152,8 @@ def _listen(workers: Sequence[_Worker], on_message: Callable[[Any], None]) -> No
 
 def main() -> None:
     """A worker's whole life: `python -m balance.engine.local TASK PIPE`, two inherited descriptors."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    lifeline.end_with_parent()
+    child.follow_parent()
+    child.end_with_stdin()
     with Connection(int(sys.argv[2]), readable=False) as pipe:
         try:
             with os.fdopen(int(sys.argv[1]), "rb") as task:

@@ -33,11 +33,16 @@ log = logging.getLogger(__name__)
 
 def run(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
     """The whole job into `folder`; returns what probe.json holds. Raises UserError, OSError."""
+    with pipeline.Kept() as kept:
+        return _run(settings, folder, kept)
+
+
+def _run(settings: ProbeSettings, folder: Path, kept: pipeline.Kept) -> dict[str, Any]:
     for key, folders in (("embeddings", [settings.probe.embeddings]), ("runs", settings.probe.runs)):
         for given in folders:
             if given is not None and not Path(given).expanduser().is_dir():
                 raise UserError(f"probe.{key}={given}: no such folder")
-    prepared = _prepare(settings)
+    prepared = _prepare(settings, kept)
     problem = of_prepared(prepared, settings.dataset, settings.probe.embeddings)
     bar: Any = tqdm(desc="probe", unit="cell", disable=not sys.stderr.isatty(), dynamic_ncols=True)
 
@@ -71,10 +76,10 @@ def run(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
     return found
 
 
-def _prepare(settings: ProbeSettings) -> Prepared:
+def _prepare(settings: ProbeSettings, kept: pipeline.Kept) -> Prepared:
     """The run at the largest `probe.k`; what is said of `k` is said of that key here."""
     try:
-        return pipeline.prepare(dataclasses.replace(settings, k=settings.probe.k[-1]), pipeline.Kept())
+        return pipeline.prepare(dataclasses.replace(settings, k=settings.probe.k[-1]), kept)
     except UserError as error:
         if str(error).startswith("k="):
             raise UserError(f"of probe.k={settings.probe.k}: {error} in probe.k") from None

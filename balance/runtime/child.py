@@ -7,8 +7,10 @@ the parent alone decides what they mean. A parent that is killed cannot end its 
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
+import threading
 
 from balance.runtime.command import STOP_SIGNALS
 
@@ -24,3 +26,14 @@ def follow_parent() -> None:
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def end_with_stdin() -> None:
+    """End when stdin does: a pipe that the parent never writes to and that is closed when the parent is gone."""
+    threading.Thread(target=_wait_for_end, daemon=True, name="stdin").start()
+
+
+def _wait_for_end() -> None:
+    while os.read(0, 1):
+        pass
+    os._exit(1)

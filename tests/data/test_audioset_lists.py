@@ -11,9 +11,9 @@ import pytest
 from balance import pipeline
 from balance.config import Settings
 from balance.data.config import DatasetConfig
-from balance.embed.part_file import PartRows, write_part
 from balance.embed.parts import plan_name
 from balance.embed.stage import fingerprint_of
+from balance.embed.store_files import PartRows, write_part
 from balance.encoders.checkpoint import read_checkpoint
 from balance.encoders.config import EncoderConfig
 from balance.encoders.precision import Precision

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from balance.embed.part_file import PartRows, part_done, write_part
 from balance.embed.parts import plan_name
 from balance.embed.store import Store
+from balance.embed.store_files import PartRows, part_done, write_part
 from balance.errors import UserError
 from balance.records import DecodeFailure, Facts
 

@@ -17,8 +17,8 @@ from balance.audio import decode
 from balance.audio.decoder_process import DecodeSettings
 from balance.audio.decoders import plan_slots
 from balance.audio.fbank import LogMel
-from balance.embed import batches, part_file, worker
-from balance.embed.parts import plan_parts
+from balance.embed import batches, store_files, worker
+from balance.embed.parts import ToEmbed, plan_parts
 from balance.embed.progress import Progress
 from balance.embed.store import Store
 from balance.encoders.checkpoint import read_checkpoint
@@ -49,7 +49,7 @@ def _task(
     directory.mkdir()
     return worker.EmbedTask(
         directory=directory,
-        plan=plan_parts([("pool", index, np.arange(len(index)))], part_clips),
+        plan=plan_parts([ToEmbed("pool", index, np.arange(len(index)))], part_clips),
         checkpoint=checkpoint,
         device="cpu",
         precision=Precision.float32,
@@ -163,18 +163,18 @@ def test_parts_of_a_dead_or_silent_job_are_taken_over(tmp_path: Path) -> None:
     os.utime(elsewhere, (time.time() - 400, time.time() - 400))
     (task.directory / f"tmp-{task.plan.names[0]}-99.arrow").write_bytes(b"half a part")
     worker.embed(task, lambda _: None)
-    part_file.remove_leftovers(task.directory)
+    store_files.remove_leftovers(task.directory)
     assert len(Store(task.directory)) == 40
     assert {p.name.split("-")[0] for p in task.directory.iterdir()} == {"part"}
 
 
 def test_parts_are_cut_at_fixed_rows_whatever_is_left(tmp_path: Path) -> None:
     index = _index(tmp_path, 40)
-    whole = plan_parts([("pool", index, np.arange(40))], 16)
+    whole = plan_parts([ToEmbed("pool", index, np.arange(40))], 16)
     assert [int(b) for b in whole.bounds] == [0, 16, 32, 40]
-    rest = plan_parts([("pool", index, np.arange(16, 40))], 16)
+    rest = plan_parts([ToEmbed("pool", index, np.arange(16, 40))], 16)
     assert rest.names == whole.names[1:]
-    twice = plan_parts([("seeds", index, np.arange(5)), ("pool", index, np.arange(40))], 16)
+    twice = plan_parts([ToEmbed("seeds", index, np.arange(5)), ToEmbed("pool", index, np.arange(40))], 16)
     assert len(twice) == 40
     assert twice.splits == ("seeds", "pool", "pool", "pool")
 

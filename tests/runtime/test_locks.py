@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from balance.embed import part_file
+from balance.embed import store_files
 from balance.runtime import files, locks
 
 HOLD = "import sys, time; from pathlib import Path; from balance.runtime import locks; \
@@ -190,7 +190,7 @@ def test_another_user_s_dead_lock_is_passed_over(tmp_path: Path, caplog: pytest.
 def test_another_user_s_left_overs_stay(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     _foreign(tmp_path / "lock-theirs", 310)
     (tmp_path / "tmp-plan-theirs.arrow").write_bytes(b"half a part")
-    part_file.remove_leftovers(tmp_path)
+    store_files.remove_leftovers(tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
     assert [f"dead job of {tmp_path.owner()}" in message for message in caplog.messages] == [True, True]
 

@@ -1,9 +1,11 @@
-"""One part of the embedding store: an Arrow IPC file that verifies itself, and the files beside it while it is made.
+"""The files of an embedding store, which verify themselves: parts, and confirmations of media that were copied.
 
-A part is named `part-<plan>-<checksum>.arrow`: `plan` names the clips that it was made for, so two jobs agree on who
-makes what, and `checksum` is the start of the sha256 of its bytes, so there is no second file to lose. It appears by
-rename. Clips that could not be decoded, or not to their end, are remembered in its schema metadata. The price: reading
-a part reads all of its bytes to check them (about 1 GB/s a core).
+A part is one Arrow IPC file named `part-<plan>-<checksum>.arrow`: `plan` names the clips that it was made for, so two
+jobs agree on who makes what, and `checksum` is the start of the sha256 of its bytes: there is no second file to lose.
+It appears by rename. Its schema metadata hold what has no column of its own: the stamps (size and modification time) of
+the media files, the clips that could not be decoded, or not to their end, what made it.
+`confirmed-<name>-<checksum>.arrow` says of files with another modification time that they decode to the same samples.
+The price: reading a file reads all of its bytes to check them (about 1 GB/s a core).
 """
 
 from __future__ import annotations
@@ -11,15 +13,17 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from balance.records import DecodeFailure, Facts, Float32
+from balance.records import NO_STAMP, DecodeFailure, Facts, Float32, Int64
 from balance.runtime import files, locks
 
 log = logging.getLogger(__name__)
@@ -29,13 +33,14 @@ _CHECKSUM_CHARS = 16
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PartRows:
-    """The rows of one part: `ids`, `paths` n strings, `embeddings` (n, dim) float32, `facts` n rows; partial: path ->
-    what could not be decoded of the clip."""
+    """The rows of one part: `ids`, `paths` n strings, `embeddings` (n, dim) float32, `facts` n rows, `stamps` (n, 2)
+    int64 of the media files, None where they are unknown; partial: path -> what could not be decoded of the clip."""
 
     ids: Sequence[str]
     paths: Sequence[str]
     embeddings: Float32
     facts: Facts
+    stamps: Int64 | None = None
     partial: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -66,8 +71,9 @@ def write_part(
         ],
         metadata={
             "balance.made_by": json.dumps(made_by, sort_keys=True),
-            "balance.failures": json.dumps([[f.id, f.path, f.reason, f.detail] for f in failures]),
+            "balance.failures": json.dumps([[f.id, f.path, f.reason, f.detail, f.stamp] for f in failures]),
             "balance.partial": json.dumps(dict(rows.partial)),
+            **({} if rows.stamps is None else {"balance.stamps": json.dumps(rows.stamps.T.tolist())}),
         },
     )
     batch = pa.record_batch(
@@ -82,14 +88,28 @@ def write_part(
         ],
         schema=schema,
     )
-    with files.draft(directory / f"{plan}.arrow") as file:
-        with pa.ipc.new_file(file, schema) as writer:
+    return _write(directory, "part", plan, batch)
+
+
+def _write(directory: Path, kind: str, name: str, batch: Any) -> Path:
+    """One record batch as `kind-name-checksum.arrow`, the checksum of its bytes."""
+    with files.draft(directory / f"{name}.arrow") as file:
+        with pa.ipc.new_file(file, batch.schema) as writer:
             writer.write_batch(batch)
         file.close()
-        checksum = files.sha256_file(Path(file.name))[:_CHECKSUM_CHARS]
-        final = directory / f"part-{plan}-{checksum}.arrow"
+        final = directory / f"{kind}-{name}-{files.sha256_file(Path(file.name))[:_CHECKSUM_CHARS]}.arrow"
         files.replace(file.name, final)
     return final
+
+
+def _is_intact(file: Path) -> bool:
+    """Whether a file's bytes have the checksum of its name; one that is damaged is removed where that is allowed."""
+    if files.sha256_file(file)[:_CHECKSUM_CHARS] == file.stem.rsplit("-", 1)[1]:
+        return True
+    log.warning("%s is damaged (its checksum does not match): not used, made again", file.name)
+    with contextlib.suppress(OSError):
+        file.unlink()
+    return False
 
 
 def lock_path(directory: Path, plan: str) -> Path:
@@ -111,8 +131,8 @@ class Part:
     """A part without its vectors.
 
     version: (bytes, modification time in ns) of the file when it was checked; paths, ids: Arrow strings, n rows;
-    offset: where the embeddings begin in the file; dim: of an embedding; failures: clips that could not be embedded;
-    partial: as in `PartRows`.
+    offset: where the embeddings begin in the file; dim: of an embedding; stamps: (n, 2) of the media files, −1 where
+    unknown (earlier versions wrote none); failures: clips that could not be embedded; partial: as in `PartRows`.
     """
 
     file: Path
@@ -122,6 +142,7 @@ class Part:
     offset: int
     dim: int
     facts: Facts
+    stamps: Int64
     failures: list[DecodeFailure]
     partial: Mapping[str, str]
 
@@ -140,10 +161,7 @@ def read_part(file: Path) -> Part | None:
     version = version_of(file)
     if version is None:  # found damaged and removed by another job just now
         return None
-    if files.sha256_file(file)[:_CHECKSUM_CHARS] != file.stem.rsplit("-", 1)[1]:
-        log.warning("%s is damaged (its checksum does not match): not used, made again", file.name)
-        with contextlib.suppress(OSError):
-            file.unlink()
+    if not _is_intact(file):
         return None
     with pa.memory_map(str(file)) as source:
         base = source.read_buffer().address
@@ -167,6 +185,42 @@ def read_part(file: Path) -> Part | None:
                 batch.column("rms_db").to_numpy().copy(),
                 sha1.copy(),
             ),
-            failures=[DecodeFailure(*x) for x in json.loads(reader.schema.metadata[b"balance.failures"])],
+            stamps=_stamps_of(reader.schema.metadata, len(batch)),
+            failures=[_failure(*clip) for clip in json.loads(reader.schema.metadata[b"balance.failures"])],
             partial=json.loads(reader.schema.metadata.get(b"balance.partial", b"{}")),
         )
+
+
+def _stamps_of(metadata: dict[bytes, bytes], num_rows: int) -> Int64:
+    if b"balance.stamps" not in metadata:
+        return np.full((num_rows, 2), -1, dtype=np.int64)
+    return np.array(json.loads(metadata[b"balance.stamps"]), dtype=np.int64).reshape(2, num_rows).T
+
+
+def _failure(id: str, path: str, reason: str, detail: str, stamp: Sequence[int] = NO_STAMP) -> DecodeFailure:
+    size_bytes, time_ns = stamp
+    return DecodeFailure(id, path, reason, detail, (size_bytes, time_ns))
+
+
+_CONFIRMED = pa.schema(
+    [("path", pa.string()), ("size_bytes", pa.int64()), ("time_ns", pa.int64()), ("pcm_sha1", pa.binary(20))]
+)
+
+
+def write_confirmed(directory: Path, paths: Any, stamps: Int64, pcm_sha1: npt.NDArray[np.uint8]) -> Path:
+    """Write down that the files of `paths` (Arrow strings, (n,)) have these stamps (n, 2) and samples (n, 20)."""
+    sha1 = pa.array([bytes(x) for x in pcm_sha1], pa.binary(20))
+    columns = [paths, pa.array(stamps[:, 0]), pa.array(stamps[:, 1]), sha1]
+    name = secrets.token_hex(8)
+    with locks.acquire(lock_path(directory, name)) or contextlib.nullcontext():  # its draft is no left-over
+        return _write(directory, "confirmed", name, pa.record_batch(columns, schema=_CONFIRMED))
+
+
+def read_confirmed(directory: Path) -> Any:
+    """All confirmations of a store: Arrow table of path, size_bytes, time_ns, pcm_sha1."""
+    batches = []
+    for file in sorted(directory.glob("confirmed-*-*.arrow")):
+        with contextlib.suppress(FileNotFoundError):  # removed by another job just now
+            if _is_intact(file):
+                batches.append(pa.ipc.open_file(file.read_bytes()).get_batch(0))
+    return pa.Table.from_batches(batches, schema=_CONFIRMED)
