@@ -9,7 +9,6 @@ even where its numbers could be guessed. The random one has the same format, so 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import math
 from collections import OrderedDict
@@ -22,7 +21,9 @@ import torch
 from torch import Tensor
 
 from balance.audio.fbank import FrontEnd
-from balance.encoders.safe_load import Cfg, unpickle
+from balance.encoders.pickled_cfg import Cfg
+from balance.encoders.safe_load import SavedFile, SavedTensor
+from balance.encoders.shown import shown
 from balance.errors import UserError
 from balance.runtime import files
 from balance.runtime.wording import listed
@@ -68,6 +69,8 @@ _LAYERS_KEYS = {"CLIPAudioHead": "model.audio.encoder.layers", "NaiveCLIPAudioHe
 # Random positions as large as the patches themselves would drown what is heard.
 _POSITION_SCALE = 0.1
 _VISION_ROWS = (50, 197)  # positions of a 7 x 7 or 14 x 14 grid, shared with the vision tower
+# Far above any model's, far below what would fill the memory.
+_MAX_FRAMES, _MAX_MEL_BINS, _MAX_TOKENS, _MAX_NORM = 100_000, 4096, 32_768, 1e6
 # Settings of cfg.running.audio that change the numbers, and the only value that we compute.
 _SUPPORTED = {"frame_shift": 10, "use_energy": False, "window_type": "hanning", "tile_audio": False}
 
@@ -125,23 +128,22 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises UserError: missing, truncated or damaged, not a checkpoint, wants to run code, another architecture,
     shapes that contradict its cfg.
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"checkpoint not found: {path}\ntype encoder.checkpoint=/path/to/00071478.pth") from None
-    except OSError as error:
-        raise UserError(f"cannot read the checkpoint {path}: {error.strerror}") from None
-    content = unpickle(path, data)
-    if not isinstance(content, dict) or not {"cfg", "model"} <= set(content):
-        keys = ", ".join(sorted(map(str, content))[:5]) if isinstance(content, dict) else type(content).__name__
-        raise UserError(f"{path} is not a VIP-ANT checkpoint: it should hold cfg and model, it holds {keys}")
-    cfg = Cfg(path, content["cfg"])
-    head = cfg.get("model.audio.name")
-    if head not in _PREFIXES:
-        raise UserError(f"{path}: cfg.model.audio.name is {head!r}, known are {' and '.join(_PREFIXES)}")
-    config, front_end = _settings(cfg, head)
-    state, config = _checked_state(path, _audio_state(path, content["model"]), head, config)
-    return Checkpoint(path, head, config, front_end, state, hashlib.sha256(data).hexdigest())
+    with SavedFile(path) as saved:
+        content = saved.content
+        if not isinstance(content, dict) or not {"cfg", "model"} <= set(content):
+            held = sorted(shown(key, quoted=False) for key in content) if isinstance(content, dict) else []
+            keys = ", ".join(held[:5]) if held else type(content).__name__
+            raise UserError(f"{path} is not a VIP-ANT checkpoint: it should hold cfg and model, it holds {keys}")
+        cfg = Cfg(path, content["cfg"])
+        head = cfg.get("model.audio.name")
+        if not isinstance(head, str) or head not in _PREFIXES:
+            raise UserError(f"{path}: cfg.model.audio.name is {shown(head)}, known are {' and '.join(_PREFIXES)}")
+        config, front_end = _settings(cfg, head)
+        tensors, config = _checked_tensors(path, _audio_state(path, content["model"]), head, config)
+        if sum(tensor.num_bytes for _, tensor in tensors.values()) > saved.size:
+            raise UserError(f"{path} is damaged: its tensors share their bytes and would be larger than the file")
+        state = {ours: _read_weights(path, saved, name, tensor) for ours, (name, tensor) in tensors.items()}
+        return Checkpoint(path, head, config, front_end, state, saved.sha256())
 
 
 def _settings(cfg: Cfg, head: str) -> tuple[TowerConfig, FrontEnd]:
@@ -153,19 +155,17 @@ def _settings(cfg: Cfg, head: str) -> tuple[TowerConfig, FrontEnd]:
     zero_mean = cfg.get("running.audio.zero_mean_wf")
     if not isinstance(zero_mean, bool):
         raise cfg.wrong("running.audio.zero_mean_wf", zero_mean, "true or false")
-    norms = cfg.get("running.audio.norms", optional=True) or [None, None]
-    if len(norms) != 2 or not (norms == [None, None] or (all(isinstance(x, (int, float)) for x in norms) and norms[1])):
-        raise cfg.wrong("running.audio.norms", norms, "a mean and a standard deviation, or empty")
+    mean, std = _norms(cfg)
     front_end = FrontEnd(
-        max_frames=cfg.integer("running.audio.max_len"),
-        num_mel_bins=cfg.integer("running.audio.num_mel_bins"),
-        mean=None if norms[0] is None else float(norms[0]),
-        std=None if norms[1] is None else float(norms[1]),
+        max_frames=cfg.integer("running.audio.max_len", at_most=_MAX_FRAMES),
+        num_mel_bins=cfg.integer("running.audio.num_mel_bins", at_most=_MAX_MEL_BINS),
+        mean=mean,
+        std=std,
         zero_mean=zero_mean,
     )
     stride = cfg.get(_STRIDE_KEYS[head])
     stride = [stride, stride] if isinstance(stride, int) else stride
-    if not isinstance(stride, list) or len(stride) != 2 or not all(isinstance(x, int) and x > 0 for x in stride):
+    if not isinstance(stride, list) or len(stride) != 2 or not all(type(x) is int and x > 0 for x in stride):
         raise cfg.wrong(_STRIDE_KEYS[head], stride, "two positive integers, [row, column]")
     config = TowerConfig(
         width=cfg.integer("model.audio.width"),
@@ -181,6 +181,19 @@ def _settings(cfg: Cfg, head: str) -> tuple[TowerConfig, FrontEnd]:
     return config, front_end
 
 
+def _norms(cfg: Cfg) -> tuple[float | None, float | None]:
+    """Mean and standard deviation of the log-mel values; two None for none."""
+    key = "running.audio.norms"
+    norms = cfg.get(key, optional=True)
+    if norms is None or norms in ([], [None, None]):
+        return None, None
+    if isinstance(norms, list) and len(norms) == 2 and all(type(x) in (int, float) for x in norms):
+        mean, std = norms
+        if abs(mean) <= _MAX_NORM and 0 < std <= _MAX_NORM:
+            return float(mean), float(std)
+    raise cfg.wrong(key, norms, "a mean and a standard deviation above 0, or empty")
+
+
 def _audio_state(path: Path, model: Any) -> dict[str, Any]:
     if not isinstance(model, (tuple, list)) or len(model) not in (2, 4):
         what = f"{len(model)} parts" if isinstance(model, (tuple, list)) else f"a {type(model).__name__}"
@@ -193,48 +206,64 @@ def _audio_state(path: Path, model: Any) -> dict[str, Any]:
     return state
 
 
-def _checked_state(
-    path: Path, published: Mapping[str, Any], head: str, config: TowerConfig
-) -> tuple[dict[str, Tensor], TowerConfig]:
-    """The weights under our names and the config with its patch size; UserError for names or shapes that don't fit."""
+def _checked_tensors(
+    path: Path, published: Mapping[Any, Any], head: str, config: TowerConfig
+) -> tuple[dict[str, tuple[str, SavedTensor]], TowerConfig]:
+    """Our names -> the file's names and its tensors, not yet read, and the config with its patch size.
+
+    UserError for names or shapes that don't fit.
+    """
+    if config.num_layers > len(published):
+        raise UserError(
+            f"{path} is another architecture than its cfg says ({head}, {config.num_layers} blocks): "
+            f"it holds {len(published)} weights"
+        )
     names = {ours: _published_name(ours, head) for ours in tower_shapes(config)}
-    unexpected = sorted(set(map(str, published)) - set(names.values()))
+    unexpected = sorted(shown(name, quoted=False) for name in set(published) - set(names.values()))
     missing = [name for name in names.values() if name not in published]
     if unexpected or missing:
         raise UserError(
             f"{path} is another architecture than its cfg says ({head}, {config.num_layers} blocks): "
             f"unexpected keys: {listed(unexpected)}; missing keys: {listed(missing)}"
         )
-    state = {}
-    for ours, name in names.items():
-        tensor = published[name]
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.is_sparse:
-            raise UserError(f"{path}: {name} is not a floating-point tensor")
-        state[ours] = tensor.detach().float()
-        if not bool(torch.isfinite(state[ours]).all()):
-            raise UserError(f"{path}: {name} holds NaN or infinity")
-    kernel = tuple(state["conv1.weight"].shape)
+    tensors = {ours: published[name] for ours, name in names.items()}
+    for ours, tensor in tensors.items():
+        if not isinstance(tensor, SavedTensor) or not tensor.dtype.is_floating_point:
+            raise UserError(f"{path}: {names[ours]} is not a floating-point tensor")
+    kernel = tensors["conv1.weight"].shape
     if len(kernel) == 4:
         config = dataclasses.replace(config, patch=(kernel[2], kernel[3]))
     wrong = [
-        f"{names[ours]} is {_size(state[ours].shape)}, should be {_size(shape)}"
+        f"{names[ours]} is {_size(tensors[ours].shape)}, should be {_size(shape)}"
         for ours, shape in tower_shapes(config).items()
-        if ours != "positional_embedding" and not _fits(tuple(state[ours].shape), shape)
+        if ours != "positional_embedding" and not _fits(tensors[ours].shape, shape)
     ]
     if wrong:
         raise UserError(f"{path}: shapes contradict its cfg: {listed(wrong)}")
+    _check_positions(path, names["positional_embedding"], tensors["positional_embedding"].shape, config)
+    return {ours: (names[ours], tensor) for ours, tensor in tensors.items()}, config
+
+
+def _check_positions(path: Path, name: str, positions: tuple[int, ...], config: TowerConfig) -> None:
+    """UserError where the patches do not fit the input, or the positions the patches."""
+    size = _size((config.max_frames, config.num_mel_bins))
     if min(config.grid) < 1:
-        raise UserError(
-            f"{path}: its patch {_size(config.patch)} is larger than the input "
-            f"{_size((config.max_frames, config.num_mel_bins))}"
-        )
-    positions = tuple(state["positional_embedding"].shape)
+        raise UserError(f"{path}: its patch {_size(config.patch)} is larger than the input {size}")
+    if config.num_tokens > _MAX_TOKENS:
+        raise UserError(f"{path}: its input {size} has {config.num_tokens:,} patches, at most {_MAX_TOKENS:,} are read")
     if positions not in {(rows, config.width) for rows in (config.num_tokens, *_VISION_ROWS)}:
         raise UserError(
-            f"{path}: shapes contradict its cfg: {names['positional_embedding']} is {_size(positions)}, should be "
+            f"{path}: shapes contradict its cfg: {name} is {_size(positions)}, should be "
             f"{_size((config.num_tokens, config.width))} (1 + {_size(config.grid)} patches) or have 50 or 197 rows"
         )
-    return state, config
+
+
+def _read_weights(path: Path, saved: SavedFile, name: str, tensor: SavedTensor) -> Tensor:
+    """Float32. UserError for numbers that are not finite."""
+    weights = saved.tensor(tensor).float()
+    if not bool(torch.isfinite(weights).all()):
+        raise UserError(f"{path}: {name} holds NaN or infinity")
+    return weights
 
 
 def tower_shapes(config: TowerConfig) -> dict[str, tuple[int, ...]]:

@@ -17,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from balance.audio.fbank import VIPANT_FRONT_END, FrontEnd
 from balance.encoders.checkpoint import TowerConfig, read_checkpoint, tower_shapes, write_random_checkpoint
-from balance.encoders.safe_load import Cfg, unpickle
+from balance.encoders.pickled_cfg import Cfg
+from balance.encoders.safe_load import SavedFile
 from balance.errors import UserError
 from tests.paths import VIPANT
 
@@ -286,7 +287,8 @@ def test_interpolations() -> None:
 def test_cfg_values_are_what_omegaconf_says() -> None:
     """Every key of a real cfg, through the stand-ins and through OmegaConf."""
     path = VIPANT / "clip_head_omegaconf21.pth"
-    ours = Cfg(path, unpickle(path, path.read_bytes())["cfg"])
+    with SavedFile(path) as saved:
+        ours = Cfg(path, saved.content["cfg"])
     theirs = torch.load(io.BytesIO(path.read_bytes()), weights_only=False)["cfg"]
     keys = 0
 
