@@ -7,14 +7,16 @@ that AST's own loader reads them. A clip's id is its file's name, since AST has 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from balance.data.clip_ids import id_array, id_of_name, refuse_duplicates
+from balance.data.clip_ids import id_array, id_of_path, refuse_duplicates
 from balance.data.containers import outside
 from balance.data.label_map import read_label_map
 from balance.data.media import relative_path
@@ -22,6 +24,9 @@ from balance.data.vipant_index import label_sums
 from balance.errors import UserError
 from balance.records import Float64, Index, Labels
 from balance.runtime.files import atomic_text
+from balance.runtime.wording import listed
+
+log = logging.getLogger(__name__)
 
 
 def read_ast_json(path: Path, *, media: Path, label_map: Path) -> Index:
@@ -56,9 +61,10 @@ def read_ast_json(path: Path, *, media: Path, label_map: Path) -> Index:
         if not known >= set(names):
             unknown = next(name for name in names if name not in known)
             raise UserError(f"{where}: label {unknown!r} is not in {label_map.name}")
-        ids.append(id_of_name(os.path.splitext(os.path.basename(wav))[0]))
+        ids.append(id_of_path(os.path.splitext(os.path.basename(wav))[0]))
         paths.append(wav)
         labels.append(names)
+    _say_where_labels_are_absent(path, entries)
     all_ids = id_array(ids, lambda row: f"{path} data[{row}]")
     refuse_duplicates(str(path), all_ids)
     return Index(
@@ -68,6 +74,18 @@ def read_ast_json(path: Path, *, media: Path, label_map: Path) -> Index:
         Labels.of(labels),
         entries=pa.array(originals, type=pa.large_binary()),
     )
+
+
+def _say_where_labels_are_absent(path: Path, entries: list[dict[str, Any]]) -> None:
+    """UserError where no entry has `labels`; a warning where some have none."""
+    num_absent = sum("labels" not in entry for entry in entries)
+    if num_absent == len(entries):
+        keys = dict.fromkeys(key for entry in entries for key in entry)
+        raise UserError(
+            f"{path}: no entry has 'labels'; they have {listed(list(keys), 12)}. AST reads 'wav' and 'labels'"
+        )
+    if num_absent:
+        log.warning("%s: %d of the %d entries have no 'labels'", path, num_absent, len(entries))
 
 
 def ast_weights(labels: Labels) -> Float64:

@@ -67,9 +67,9 @@ def id_array(names: Sequence[str], where: Callable[[int], str]) -> Any:
     return ids
 
 
-def id_of_name(name: str) -> str:
-    """The id that a file's name gives (without folder and suffix): in NFC, without blanks at its ends and `.p0`."""
-    return unicodedata.normalize("NFC", name).strip(" ").removesuffix(".p0")
+def id_of_path(path: str) -> str:
+    """The id that a file's path without suffix gives: in NFC, without blanks at the ends of a name and `.p0`."""
+    return "/".join(name.strip(" ") for name in unicodedata.normalize("NFC", path).split("/")).removesuffix(".p0")
 
 
 def read_id_file(path: Path) -> Any:
@@ -77,7 +77,7 @@ def read_id_file(path: Path) -> Any:
     try:
         text = path.read_bytes().decode()
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; it must hold the id of each vector, one a line") from None
+        raise UserError(f"{path}: no such file; it must hold the id of each vector, one per line") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
     except OSError as error:
@@ -86,7 +86,7 @@ def read_id_file(path: Path) -> Any:
     if lines[-1] == "":
         lines.pop()
     if "" in lines:
-        raise UserError(f"{path} line {lines.index('') + 1}: empty line; one id a line")
+        raise UserError(f"{path} line {lines.index('') + 1}: empty line; one id per line")
     return id_array(lines, lambda row: f"{path} line {row + 1}")
 
 
@@ -119,6 +119,13 @@ def reading(given: Ids, indexes: Mapping[str, Index]) -> Ids:
             "pool and evaluation write their ids in different forms (YouTube ids: %s), so the decontamination by id "
             "may miss clips: type dataset.ids=youtube to compare the YouTube ids that there are, or dataset.ids=whole",
             said,
+        )
+    elif num_alike := _num_in_other_folders(pool_ids, eval_ids):
+        log.warning(
+            "%d of the %d evaluation clips have the name of a pool clip in another folder and count as other clips: if "
+            "they are copies, compare the sound with augment.leaks=exact",
+            num_alike,
+            len(eval_ids),
         )
     elif not _have_a_common_form(pool_ids, eval_ids):
         log.warning(
@@ -158,6 +165,13 @@ def _youtube_ids(ids: Any) -> Any:
 
 def _youtube_share(ids: Any) -> float:
     return float(pc.mean(pc.match_substring_regex(ids, _YOUTUBE_ID)).as_py() or 0.0)
+
+
+def _num_in_other_folders(pool_ids: Any, eval_ids: Any) -> int:
+    """How many evaluation ids are no pool ids, but would be without their folders."""
+    names = [pc.replace_substring_regex(comparable(ids, Ids.whole), "^.*/", "") for ids in (pool_ids, eval_ids)]
+    alike = pc.and_not(pc.is_in(names[1], value_set=names[0]), pc.is_in(eval_ids, value_set=pool_ids))
+    return int(pc.sum(alike).as_py() or 0)
 
 
 def _have_a_common_form(first: Any, second: Any) -> bool:

@@ -28,7 +28,7 @@ def find(media_root: Path, value: str, suffix: str) -> list[Path]:
     """The container files of a split, sorted by name. NoSuchIndex names those that exist; UserError where they are
     compressed as a whole, so that no clip can be read in place."""
     name = value.removesuffix(suffix)
-    bases = [p.with_name(p.name.removesuffix(suffix)) for p in candidates(media_root, value, (suffix,))]
+    bases = [Path(str(path).removesuffix(suffix)) for path in candidates(media_root, value, (suffix,))]
     for base in bases:
         _refuse_compressed(base, suffix)
         if files := _files(base, suffix):
@@ -42,7 +42,7 @@ def find(media_root: Path, value: str, suffix: str) -> list[Path]:
 
 
 def _files(base: Path, suffix: str) -> list[Path]:
-    alone = base.with_name(base.name + suffix)
+    alone = Path(f"{base}{suffix}")
     if alone.is_file():
         return [alone]
     shards = [p for p in _with_suffix(base.parent, suffix) if _is_shard_of(base.name, p.name.removesuffix(suffix))]

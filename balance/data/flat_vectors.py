@@ -1,4 +1,4 @@
-"""Float32 vectors in a file, a row each, read with pread and never mapped.
+"""Float32 vectors in a file, one per row, read with pread and never mapped.
 
 Pages of a memory map count as resident memory, and the pool may be larger than memory. Vectors that come in a form
 which cannot be read at a row are copied once into an unnamed temporary file; the price is that much disk for the run.

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from balance.data.clip_ids import id_array, id_of_name, refuse_duplicates
+from balance.data.clip_ids import id_array, id_of_path, refuse_duplicates
 from balance.data.containers import relative
 from balance.data.locate import NoSuchIndex, candidates
 from balance.data.media import ALL_AUDIO, is_clutter
@@ -45,7 +45,7 @@ def read_folder(root: Path, media: Path, value: str, *, with_labels: bool) -> In
     if not names:
         raise UserError(f"{folder}: no audio file in it; files are known by their suffixes, such as .wav, .flac, .mp3")
     paths = [os.path.normpath(os.path.join(prefix, name)) for name in names]
-    ids = id_array([_id(path) for path in paths], lambda row: paths[row])
+    ids = id_array([id_of_path(os.path.splitext(path)[0]) for path in paths], lambda row: paths[row])
     refuse_duplicates(str(folder), ids)
     labels = [[name.partition("/")[0]] if with_labels and "/" in name else [] for name in names]
     return Index(str(folder), ids, pa.array(paths, type=pa.string()), Labels.of(labels))
@@ -72,11 +72,6 @@ def _walk(folder: str, prefix: str, above: tuple[str, ...], others: Counter[str]
             yield prefix + entry.name
         else:
             others[suffix] += 1
-
-
-def _id(path: str) -> str:
-    folder, slash, name = path.rpartition("/")
-    return "/".join(map(id_of_name, folder.split("/"))) + slash + id_of_name(os.path.splitext(name)[0])
 
 
 def _existing(root: Path) -> str:

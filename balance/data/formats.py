@@ -48,7 +48,10 @@ def read_split(format: Format, value: str, *, root: Path, media: Path, columns: 
         Format.embeddings: lambda: precomputed.read_ids(root, value),
         Format.folder: lambda: folder_files.read_folder(root, media, value, with_labels=columns.labels is not None),
     }
-    return readers[format]()
+    index = readers[format]()
+    if not len(index.labels.codes) and format not in (Format.embeddings, Format.folder) and columns.labels is not None:
+        log.warning("%s: no clip has labels: weights are 0, and what needs labels is left out", index.file)
+    return index
 
 
 def _read_segments(path: Path, media: Path) -> Index:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from balance.data.media import is_clutter
 from balance.errors import UserError
 from balance.runtime.wording import listed
 
@@ -29,9 +30,7 @@ def candidates(root: Path, value: str, suffixes: tuple[str, ...]) -> list[Path]:
 
 def one_file(root: Path, value: str, suffix: str) -> Path:
     """The file `value`, or `value` with the suffix. NoSuchIndex says where it was looked for and what is there."""
-    places = [
-        p if p.name.endswith(suffix) else p.with_name(p.name + suffix) for p in candidates(root, value, (suffix,))
-    ]
+    places = [p if p.name.endswith(suffix) else Path(f"{p}{suffix}") for p in candidates(root, value, (suffix,))]
     for path in places:
         if path.is_file():
             return path
@@ -58,7 +57,11 @@ def existing_indexes(root: Path, suffix: str = ".csv") -> str:
     """One sentence that lists the index files in a folder, for messages."""
     if not root.is_dir():
         return f"There is no folder {root}."
-    names = [p.name for p in root.iterdir() if p.suffix == suffix and not _NOT_AN_INDEX.search(p.stem)]
+    names = [
+        p.name
+        for p in root.iterdir()
+        if p.suffix == suffix and not _NOT_AN_INDEX.search(p.stem) and not is_clutter(p.name)
+    ]
     if not names:
         return f"There is no index in {root}: python -m balance.index makes one."
     names.sort(key=lambda name: (not name.startswith("src_"), name))

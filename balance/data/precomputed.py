@@ -49,10 +49,10 @@ def read_vectors(root: Path, value: str, *, scratch: Path | None = None) -> Prec
     there are no such vectors; UserError for everything wrong with them.
     """
     base = _base(root, value)
-    if (path := base.with_name(base.name + ".npy")).is_file():
-        ids = read_id_file(base.with_name(base.name + ".ids.txt"))
+    if (path := Path(f"{base}.npy")).is_file():
+        ids = read_id_file(Path(f"{base}.ids.txt"))
         vectors = open_npy(path, ids, scratch)
-    elif (path := base.with_name(base.name + ".parquet")).is_file():
+    elif (path := Path(f"{base}.parquet")).is_file():
         vectors, ids = spool_parquet(path, scratch)
     elif base.is_dir():
         path = base
@@ -69,11 +69,11 @@ def read_vectors(root: Path, value: str, *, scratch: Path | None = None) -> Prec
 def read_ids(root: Path, value: str) -> Index:
     """The ids of `dataset.eval`, which needs no vectors: from `{name}.ids.txt`, else `{name}.csv`, else the vectors."""
     base = _base(root, value)
-    if (path := base.with_name(base.name + ".ids.txt")).is_file():
+    if (path := Path(f"{base}.ids.txt")).is_file():
         ids = read_id_file(path)
         refuse_duplicates(str(path), ids)
         return _index(base, path.name, ids)
-    if (path := base.with_name(base.name + ".csv")).is_file():
+    if (path := Path(f"{base}.csv")).is_file():
         return read_index(path)
     try:
         return read_vectors(root, value).index
@@ -85,9 +85,9 @@ def read_ids(root: Path, value: str) -> Index:
 
 
 def files_beside(root: Path, value: str) -> list[Path]:
-    """The ids and the index of a split, those that are there."""
+    """The files of a split's ids and index, those that exist."""
     base = _base(root, value)
-    paths = (base.with_name(base.name + suffix) for suffix in (".ids.txt", ".csv"))
+    paths = (Path(f"{base}{suffix}") for suffix in (".ids.txt", ".csv"))
     return [path for path in paths if path.is_file()]
 
 
@@ -114,8 +114,8 @@ def _existing_vectors(folder: Path) -> str:
 
 
 def _index(base: Path, file: str, ids: Any) -> Index:
-    """The rows of the vectors: from `{name}.csv` where it is there."""
-    csv = base.with_name(base.name + ".csv")
+    """The rows of the vectors: from `{name}.csv` where it exists."""
+    csv = Path(f"{base}.csv")
     if not csv.is_file():
         nothing = np.zeros(len(ids) + 1, dtype=np.int64)
         paths = pa.array([""], type=pa.string()).take(pa.array(np.zeros(len(ids), dtype=np.int64)))

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from balance.data import media
-from balance.data.clip_ids import id_array, id_of_name, refuse_duplicates
+from balance.data.clip_ids import id_array, id_of_path, refuse_duplicates
 from balance.data.containers import find, relative
 from balance.data.vipant_index import labels_from_lists
 from balance.errors import UserError
@@ -148,8 +148,7 @@ class _Columns:
                 self._add(member.stem, self._without_audio[-1], [], -1, -1)
 
     def _add(self, key: str, path: str, labels: list[str], offset: int, size: int) -> None:
-        folder, slash, base = key.rpartition("/")
-        self.ids.append(folder + slash + id_of_name(base))
+        self.ids.append(id_of_path(key))
         self.paths.append(path)
         self.labels.append(labels)
         self.offsets.append(offset)

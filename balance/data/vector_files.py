@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from balance.data import flat_vectors
-from balance.data.clip_ids import check_ids, id_array, id_of_name
+from balance.data.clip_ids import check_ids, id_array, id_of_path
 from balance.data.flat_vectors import AnyFloat, FlatVectors, Strings, spool
 from balance.data.media import is_clutter
 from balance.errors import UserError, damage_named
@@ -157,7 +157,7 @@ def spool_folder(path: Path, scratch: Path | None) -> tuple[FlatVectors, Strings
     )
     if not names:
         raise UserError(f"{path}/: holds no .npz file; one {{id}}.npz per clip with key v is expected")
-    ids = id_array([id_of_name(name) for name in names], lambda row: f"{path / names[row]}.npz")
+    ids = id_array([id_of_path(name) for name in names], lambda row: f"{path / names[row]}.npz")
     dim = len(_read_npz(path / f"{names[0]}.npz"))
     return spool(_npz_vectors(path, names, dim), dim, f"{path.name}/", ids, scratch), ids
 

@@ -2,7 +2,7 @@
 
 The lines are kept byte for byte (unknown keys survive) and only five keys are read. Arrow's JSON reader does that
 for two million lines in seconds; it knows neither which line is wrong nor that a line holds two records, so a block
-that it refuses, or whose records are not one a line, is read again line by line with `json`, which names the line.
+that it refuses, or whose records are not one per line, is read again line by line with `json`, which names the line.
 The price: two readers of one format, held together by a test. Format: VIP-ANT's `src_*.csv`.
 """
 

@@ -90,6 +90,8 @@ SPOKEN = [f"fsdd_{digit}_{who}_{take}" for digit in range(10) for who in ("theo"
             Ids.whole,
             "no evaluation id (such as x/1) has the form of a pool id",
         ),
+        (Ids.auto, ["pool/a", "pool/b"], ["test/a", "test/c"], Ids.whole, "1 of the 2 evaluation clips have the name"),
+        (Ids.auto, ["pool/a", "pool/b"], ["pool/a", "test/c"], Ids.whole, None),
         (Ids.youtube, SPOKEN, YOUTUBE, Ids.youtube, None),
         (Ids.whole, YOUTUBE, YOUTUBE, Ids.whole, None),
     ],
@@ -153,8 +155,9 @@ def test_an_id_file_names_the_line(tmp_path):
     assert clip_ids.read_id_file(path).to_pylist() == ["a", "b"]
 
 
-def test_ids_of_names():
-    assert [clip_ids.id_of_name(x) for x in (" a.p0", "e\u0301 ", "a.b")] == ["a", "é", "a.b"]
+def test_ids_of_paths():
+    paths = (" a.p0", "e\u0301 ", "a.b", "e\u0301/ a /b.p0", "x.p0/y")
+    assert [clip_ids.id_of_path(x) for x in paths] == ["a", "é", "a.b", "é/a/b", "x.p0/y"]
 
 
 def test_seeds_in_eval_are_named():

@@ -581,6 +581,8 @@ GOOD = {"wav": "a.wav", "labels": "/m/a"}
         (Format.ast_json, [ast([{"wav": "/elsewhere/b.wav"}, {"wav": "c.wav"}, 3])], "say dataset.media=/elsewhere"),
         (Format.ast_json, [ast([{"wav": "\ud800.wav"}])], "data[0]: half of a surrogate pair"),
         (Format.ast_json, [ast([])], "at least one clip"),
+        (Format.ast_json, [ast([{"wav": "a.wav", "label": "/m/a"}])], "no entry has 'labels'; they have wav, label."),
+        (Format.ast_json, [ast([GOOD, {"wav": "../b.wav", "labels": ""}])], "data[1]"),
         (Format.ast_json, [ast([GOOD]), junk("X.json")], "not JSON"),
         (Format.segments, [junk("X.csv", b'{"id": "a"}\n')], "an index already"),
         (Format.segments, [junk("X.csv", b"# a\n# b\n# c\n")], "empty segment list"),
@@ -651,6 +653,30 @@ def test_a_shard_that_was_unpacked_beside_itself(root):
     for name in ("X.tar", "X.tar.gz", "Xy.tar.gz"):
         (root / name).touch()
     assert find(root, "X", ".tar") == [root / "X.tar"]
+
+
+def test_entries_without_labels_are_counted(root, caplog):
+    ast([GOOD, {"wav": "b.wav"}])(root)
+    assert read(Format.ast_json, root).labels.sizes().tolist() == [1, 0]
+    assert "1 of the 2 entries have no 'labels'" in caplog.text
+
+
+@pytest.mark.parametrize("format", [Format.parquet, Format.vipant])
+def test_a_split_without_any_label_is_said(root, caplog, format):
+    parquet_with(labels=pa.array([[], None], pa.list_(pa.string())))(root)
+    (root / "src_X.csv").write_text('{"id": "a", "aclip": ["p0.wav"], "label": ["x"]}\n')
+    read(format, root)
+    assert "no clip has labels: weights are 0" in caplog.text
+    caplog.clear()
+    read(format, root, columns=ColumnsConfig(labels=None))
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("value", ["./", ".", "..", "/", "x/", "a\tb"])
+@pytest.mark.parametrize("format", list(MAKERS))
+def test_values_that_mean_nothing(root, format, value):
+    with pytest.raises(NoSuchIndex, match=r"There (are|is)"):
+        read(format, root, value)
 
 
 def test_absent_shards_are_said(root, caplog):
