@@ -1,4 +1,4 @@
-"""Segment lists + a media folder -> VIP-ANT index files, and what the walk did not find.
+"""Lists of clips + a media folder -> VIP-ANT index files, and what the walk did not find.
 
 `X.csv` gives `src_X.csv`; the unbalanced list also its weights, and with the balanced one the joint
 `src_train_segments.csv`, whose split line goes into `index.json`. Flat media, which the published path rule cannot
@@ -8,18 +8,20 @@ express, get a tree of relative symbolic links under `index.out` instead of copi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from balance.data.config import INDEX_EXAMPLES, IndexConfig
+from balance.data.config import INDEX_EXAMPLES, IndexConfig, Layout
+from balance.data.layouts import Listed, read_lists
 from balance.data.links import LinkTree, chunk_folders, last_leads_to
 from balance.data.media_names import Wanted
-from balance.data.media_scan import Found, scan
+from balance.data.media_scan import Found, flat_found, scan
 from balance.data.missing import label_losses
-from balance.data.segment_lists import SegmentList, read_list
+from balance.data.ontology import write_names
+from balance.data.segment_lists import SegmentList
 from balance.data.segments import Matched, lines, looked_for, match, wanted
 from balance.data.vipant_index import index_weights
 from balance.errors import UserError
@@ -34,19 +36,14 @@ def build(config: IndexConfig, *, ontology: dict[str, str] | None = None) -> Ite
 
     UserError where no listed clip is present, or where flat media may not be linked.
     """
-    for key, example in INDEX_EXAMPLES.items():
-        if not getattr(config, key):
-            raise UserError(f"index.{key} is not given: type index.{key}={example}")
-    media, out = Path(str(config.media)).expanduser(), Path(str(config.out)).expanduser()
-    lists = [read_list(Path(path)) for path in config.segments]
-    if not media.is_dir():
-        raise UserError(f"index.media={media}: no such folder")
+    media, out = _folders(config)
+    lists = read_lists(config.layout, config.segments or [], config.splits, media)
+    names = {id: name for one in lists for id, name in one.names.items()} | (ontology or {})
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"index.out={out} is a file, or lies below one: name a folder") from None
-    sought = wanted(lists)
-    found = scan(media, sought, skip=out)
+    sought, found = _search(lists, media, out)
     require_frames = found.has_frames if config.require_frames is None else config.require_frames
     link = bool(found.flat) if config.link is None else config.link
     if found.flat and not link and not require_frames:
@@ -54,10 +51,10 @@ def build(config: IndexConfig, *, ontology: dict[str, str] | None = None) -> Ite
             f"{len(found.flat)} clips lie in a flat layout ({min(found.flat.values())}), which the path rule of an "
             "index cannot express: leave out index.link=false, or use dataset.format=segments"
         )
-    matches = [match(segments, sought, found, require_frames=require_frames) for segments in lists]
+    matches = [match(one.segments, sought, found, require_frames=require_frames) for one in lists]
     if not any(len(matched.rows) for matched in matches):
-        raise UserError(_nothing_found(media, lists[0], sought, found, require_frames))
-    stems = [Path(path).stem for path in config.segments]
+        raise UserError(_nothing_found(media, lists[0].segments, sought, found, require_frames))
+    stems = [one.stem for one in lists]
     summary: dict[str, Any] = {"lists": {}, "require_frames": require_frames, "link": link}
     if link:
         summary["links_lead_to"] = _link(media, out, stems, matches)
@@ -69,19 +66,48 @@ def build(config: IndexConfig, *, ontology: dict[str, str] | None = None) -> Ite
         if present < listed and require_frames:
             yield "  clips without a frame are left out and count as not there; index.require_frames=false keeps them"
         if present < listed:
-            yield f"  labels that lost most: {_losses(matched, ontology or {})}"
+            yield f"  labels that lost most: {_losses(matched, names)}"
     yield from _advice(found)
     split_line = _write_joint(out, stems, matches)
     if split_line is not None:
         summary["split_line"] = split_line
         yield f"src_{JOINT}.csv: the unbalanced clips, then the balanced ones; split line {split_line}"
+    for one in lists:
+        write_names(out, one.names)
     write_json(out / "index.json", summary)
-    yield _what_next(out, media, link)
-
-
-def _what_next(out: Path, media: Path, link: bool) -> str:
     where = "" if link or out.resolve() == media.resolve() else f" dataset.media={media}"
-    return f"Next: python -m balance.run dataset.root={out}{where} encoder.checkpoint=…"
+    seeds = "" if config.layout is Layout.audioset else f" dataset.balanced={stems[0]} dataset.unbalanced=…"
+    yield f"Next: python -m balance.run dataset.root={out}{where}{seeds} encoder.checkpoint=…"
+
+
+def _folders(config: IndexConfig) -> tuple[Path, Path]:
+    """(the media folder, the folder for the indexes); UserError for a key that was not given."""
+    for key, example in INDEX_EXAMPLES.items():
+        if not getattr(config, key) and (key, config.layout) != ("segments", Layout.folders):
+            raise UserError(f"index.{key} is not given: type index.{key}={example}")
+    media, out = Path(str(config.media)).expanduser(), Path(str(config.out)).expanduser()
+    if not media.is_dir():
+        raise UserError(f"index.media={media}: no such folder")
+    if config.layout is Layout.folders and out.resolve().is_relative_to(media.resolve()):
+        raise UserError(f"index.out={out} lies in index.media, where every folder is a class: name one outside")
+    return media, out
+
+
+def _search(lists: Sequence[Listed], media: Path, out: Path) -> tuple[Wanted, Found]:
+    """The clips of all lists, and where they lie: as the lists say, else by a walk."""
+    aliases = {alias: id for one in lists for alias, id in one.aliases.items()}
+    sought = wanted([one.segments for one in lists], aliases)
+    files = {
+        sought.number[id]: file
+        for one in lists
+        if one.files is not None
+        for id, file in zip(one.segments.ids, one.files, strict=True)
+    }
+    if not files:
+        return sought, scan(media, sought, skip=out)
+    if len(files) < sum(len(one.segments) for one in lists):
+        raise UserError("two of the folders hold clips with the same id (their path with _ for /): rename one folder")
+    return sought, flat_found(files, len(files))
 
 
 def _nothing_found(media: Path, segments: SegmentList, sought: Wanted, found: Found, require_frames: bool) -> str:

@@ -94,11 +94,30 @@ INDEX_EXAMPLES = {
 }
 
 
+class Layout(Enum):
+    """Whose list files `index.segments` names."""
+
+    audioset = "audioset"
+    audioset_strong = "audioset_strong"
+    esc50 = "esc50"
+    fsd50k = "fsd50k"
+    urbansound8k = "urbansound8k"
+    vggsound = "vggsound"
+    audiocaps = "audiocaps"
+    folders = "folders"
+
+
 @dataclass(kw_only=True, slots=True)
 class IndexConfig:
     """The keys of `python -m balance.index`."""
 
-    segments: Any = key(None, "an official list file, or several: [a.csv,b.csv] (required)", common=True)
+    layout: Layout = key(
+        Layout.audioset,
+        "audioset, audioset_strong, esc50, fsd50k, urbansound8k, vggsound, audiocaps, or folders (one per class)",
+        common=True,
+    )
+    segments: Any = key(None, "a list file, or several: [a.csv,b.csv] (required, but with folders)", common=True)
+    splits: Any = key(None, "the folds or splits to take of a list that has any: [1,2], or train; default: all")
     media: str | None = key(None, "the folder to walk, in VIP-ANT's layout or flat (required)", common=True)
     out: str | None = key(None, "where src_*.csv are written, and links for flat media (required)", common=True)
     require_frames: bool | None = key(
@@ -109,6 +128,11 @@ class IndexConfig:
     def __post_init__(self) -> None:
         if isinstance(self.segments, str):
             self.segments = [self.segments]
+        if self.splits is not None:
+            given = self.splits if isinstance(self.splits, list) else [self.splits]
+            self.splits = [str(split) for split in given]
+            if self.layout not in (Layout.esc50, Layout.fsd50k, Layout.urbansound8k, Layout.vggsound):
+                raise ValueError(f"index.splits={given}: the lists of index.layout={self.layout.value} have none")
         if self.segments is not None:
             if not isinstance(self.segments, list) or not all(isinstance(path, str) for path in self.segments):
                 raise ValueError(
@@ -116,6 +140,9 @@ class IndexConfig:
                     f"index.segments={INDEX_EXAMPLES['segments']}"
                 )
             self.segments = [os.path.expanduser(path) for path in self.segments]
-        stems = [Path(path).stem for path in self.segments or []]
+        stems = [self._stem(path) for path in self.segments or []]
         if twice := [stem for stem, count in Counter(stems).items() if count > 1]:
             raise ValueError(f"index.segments has two lists named {twice[0]}: each gives src_{twice[0]}.csv")
+
+    def _stem(self, path: str) -> str:
+        return Path(path).name if self.layout is Layout.folders else Path(path).stem

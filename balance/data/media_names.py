@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _IN_BRACKETS = re.compile(r".*\[([^\[\]]+)\](.*)")
 _YOUTUBE_ID_CHARS = 11
@@ -18,11 +18,13 @@ _LIKELY_ID = re.compile(r"(?:id_|Y(?=.{11}(?:_|$)))?(.+?)(?:_[\d.]+(?:[_-][\d.]+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Wanted:
-    """The clips to look for: number[id] counts from 0; start_s, end_s[number] tell segments of one video apart."""
+    """The clips to look for: number[id] counts from 0; start_s, end_s[number] tell segments of one video apart (NaN
+    where nobody says); aliases: likewise the numbers of other names that flat files may have."""
 
     number: Mapping[str, int]
     start_s: list[float]
     end_s: list[float]
+    aliases: Mapping[str, int] = field(default_factory=dict)
 
 
 def find_clip(name: str, wanted: Wanted) -> tuple[int, bool] | None:
@@ -38,7 +40,7 @@ def find_clip(name: str, wanted: Wanted) -> tuple[int, bool] | None:
         for id, times in _with_times(reading):
             if (clip := wanted.number.get(id)) is not None and _is_segment(times, wanted, clip):
                 return clip, True
-    return None
+    return (wanted.aliases[bare], False) if bare in wanted.aliases else None
 
 
 def likely_id(name: str) -> str:

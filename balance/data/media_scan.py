@@ -13,6 +13,7 @@ import os
 import sys
 from array import array
 from bisect import insort
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -66,6 +67,12 @@ class Found:
     has_frames: bool
     unreadable: dict[int, str]
     others: list[str]
+
+
+def flat_found(paths: Mapping[int, str], num_ids: int) -> Found:
+    """What a walk would have found of n ids whose flat files are known: number -> path relative to the root."""
+    none = Files([], np.zeros(num_ids + 1, dtype=np.int64), np.empty(0, dtype=np.int32))
+    return Found([], np.full(num_ids, -1, dtype=np.int32), none, none, dict(paths), "aclip", False, {}, [])
 
 
 class _Seen:

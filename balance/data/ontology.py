@@ -8,12 +8,15 @@ that is its own ancestor does no harm; a hierarchy of more levels than anybody c
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from balance.data.label_map import read_label_names
 from balance.errors import UserError
+from balance.runtime.files import write_json
 
+_OURS = "named by python -m balance.index"
 MAX_LEVELS = 1000  # AudioSet has 6; each level costs memory for every label below it
 
 
@@ -87,3 +90,15 @@ def _refuse_depth(path: Path, parents: dict[str, list[str]], children: dict[str,
                 raise UserError(f"{path}: more than {MAX_LEVELS:,} levels of child_ids, for instance below {start}")
             seen.update(level)
             level = list(dict.fromkeys(child for id in level for child in children.get(id, []) if child not in seen))
+
+
+def write_names(folder: Path, names: Mapping[str, str]) -> None:
+    """`ontology.json` with these names beside those that are there, unless one lies there that others made."""
+    path = folder / "ontology.json"
+    existing = _entries(path) if path.is_file() else []
+    if all(id == name for id, name in names.items()) or any(x.get("description") != _OURS for x in existing):
+        return
+    entries = {str(x["id"]): x for x in existing} | {
+        id: {"id": id, "name": name, "description": _OURS, "child_ids": []} for id, name in names.items()
+    }
+    write_json(path, [entries[id] for id in sorted(entries)])

@@ -38,7 +38,7 @@ _DESTROYED = re.compile(r"#(NAME\?|VALUE!|REF!|N/A|DIV/0!|NUM!|NULL!)|Err:\d+|-?
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SegmentList:
-    """One list, a row per segment: ids; bos, eos: seconds, as text; labels: of one segment, joined by commas."""
+    """One list, a row per segment: ids; bos, eos: seconds as text, "" where unknown; labels: joined by commas."""
 
     file: str
     ids: list[str]
@@ -50,8 +50,9 @@ class SegmentList:
         return len(self.ids)
 
     def label_sets(self) -> Labels:
-        """The labels of all segments."""
-        return labels_from_lists(pc.split_pattern(pa.array(self.labels, type=pa.string()), ","))
+        """The labels of all segments, of which some may have none."""
+        texts = pa.array([text or None for text in self.labels], type=pa.string())
+        return labels_from_lists(pc.split_pattern(texts, ","))
 
     def line(self, row: int) -> str:
         """A segment in the official form, without a line end."""

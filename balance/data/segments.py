@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,17 +24,20 @@ from balance.errors import UserError
 from balance.records import Index, Int64
 
 
-def wanted(lists: Sequence[SegmentList]) -> Wanted:
-    """The ids of all lists, numbered; an id in two lists is one clip (the first list's start counts)."""
+def wanted(lists: Sequence[SegmentList], aliases: Mapping[str, str] | None = None) -> Wanted:
+    """The ids of all lists, numbered; an id in two lists is one clip (the first list's start counts).
+
+    aliases: another name of a clip's flat file -> its id.
+    """
     number: dict[str, int] = {}
     start_s: list[float] = []
     end_s: list[float] = []
     for rows in lists:
         for id, bos, eos in zip(rows.ids, rows.bos, rows.eos, strict=True):
             if number.setdefault(id, len(start_s)) == len(start_s):
-                start_s.append(float(bos))
-                end_s.append(float(eos))
-    return Wanted(number, start_s, end_s)
+                start_s.append(float(bos or "nan"))
+                end_s.append(float(eos or "nan"))
+    return Wanted(number, start_s, end_s, {alias: number[id] for alias, id in (aliases or {}).items()})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,11 +85,12 @@ def lines(matched: Matched, folders: Sequence[str] | None = None) -> Iterator[st
         else:
             folder, audio = found.folders[found.folder[number]], found.audio[number]
         folder = text(folder) if folders is None else folders[i]
-        labels = tuple(segments.labels[row].split(","))
+        labels = tuple(segments.labels[row].split(",")) if segments.labels[row] else ()
+        times = f'"bos": "{segments.bos[row]}", "eos": "{segments.eos[row]}", ' if segments.bos[row] else ""
         yield (
             f'{{"id": {json.dumps(segments.ids[row], ensure_ascii=False)}, "dir": {as_json(folder)}, '
             f'"{found.key}": {as_json(audio)}, "frame": {as_json(found.frames[number])}, '
-            f'"bos": "{segments.bos[row]}", "eos": "{segments.eos[row]}", "labels": {as_json(labels)}}}\n'
+            f'{times}"labels": {as_json(labels)}}}\n'
         )
 
 
