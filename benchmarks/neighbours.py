@@ -187,7 +187,7 @@ def growth(args: argparse.Namespace) -> list[dict[str, Any]]:
                 rows.append(row)
                 per_row = row["seconds"] / num_pool * 1e6
                 print(
-                    f"pool {num_pool:>8} {backend:6} {row['seconds']:7.2f} s  {per_row:6.2f} us a clip"
+                    f"pool {num_pool:>8} {backend:6} {row['seconds']:7.2f} s  {per_row:6.2f} us per clip"
                     f"  peak {row['peak_bytes'] / 2**20:6.0f} MiB (allowed {row['allowed_bytes'] / 2**20:.0f})"
                 )
     return rows

@@ -269,7 +269,7 @@ def choose(backend: Backend, device: torch.device) -> tuple[CandidateSearch, str
     """The first pass and one line that says which and why. UserError where the backend asked for cannot be used.
 
     auto: torch on a GPU, where FAISS's float32 does not come near its float16; on a CPU torch where its product is in
-    bfloat16 (1.6 times as fast as FAISS on Zen 4, twice on a Xeon), else FAISS (1.3 times as fast as torch's float32;
+    bfloat16 (1.5 times as fast as FAISS on Zen 4, twice on a Xeon), else FAISS (1.3 times as fast as torch's float32;
     benchmarks/results/neighbours.txt).
     """
     faiss = None

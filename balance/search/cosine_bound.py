@@ -24,13 +24,11 @@ class CosineBound:
 
     mean: (dim,) float64; scale: a power of two that brings the residuals q − m and p − m to length about 1 (float16's
     range is small); dtype: of the product's inputs; workspace: where the pool's matrix lies. A matrix has dim + 6
-    columns, and zeros up to a multiple of 8: GPUs are slow without. The columns behind the residual, the seed's and the
-    clip's (docs/exact-search.md):
+    columns, and zeros up to a multiple of 8: GPUs are slow without. With a and b the residuals, A and B their roundings,
+    ε what rounding takes off and γ the error of the sum (docs/exact-search.md), the columns are
 
-        1, 1, 1                  m·b in three pieces of the product's type
-        |A| and its error        the clip's rounding error
-        the rounding error |a−A| the clip's length |B| and its error
-        0, or a threshold with a minus, and 1
+        seed:  A   1   1   1   |a| + ε(a)             ε(a)   0, or a threshold with a minus
+        clip:  B   m·b (3)     ε(b) + γ(|b| + ε(b))   |b|    1
     """
 
     def __init__(self, mean: torch.Tensor, scale: float, dtype: torch.dtype, workspace: Workspace) -> None:

@@ -23,7 +23,7 @@ from balance.records import Float32, Float64, Int32, Int64
 MIDPOINT_WINDOW = 1e-12
 EMPTY = np.iinfo(np.int64).max  # a key that sorts behind every pair
 _TABLE_BYTES = 1 << 25
-_MOST_ROOM = 1 << 11  # new keys a seed: for a larger k a second table of that size would cost more than more merges
+_MOST_ROOM = 1 << 11  # new keys per seed: for a larger k a second table of that size would cost more than more merges
 
 
 def hear_sparse_warning() -> None:
