@@ -135,11 +135,12 @@ def prepare(settings: Settings, kept: Kept) -> Prepared:
 
 
 def _embed(settings: Settings, uses: contextlib.ExitStack) -> Embedded:
+    device = resolve_device(settings.encoder.device)
+    settings.encoder.precision.resolve(device.type)  # refused before the demo is made
+    preflight.check_search(settings.search)
     if settings.is_demo:
         ensure_demo(settings.cache / "demo", num_processes=settings.num_decoders, wrap=as_omegaconf)
     preflight.check_root(settings.root)
-    preflight.check_search(settings.search)
-    device = resolve_device(settings.encoder.device)
     if settings.dataset.format is Format.embeddings:
         return _own_vectors(settings, device)
     return _embed_media(settings, device, uses)
