@@ -97,6 +97,8 @@ class Machine(TorchFunctionMode):
                 return self._wrapped(func(*args, **kwargs), on_devices[0].place) if on_devices else func(*args)
             if name in COPIES and isinstance(args[0], torch.Tensor):
                 return self._copy(name, args, kwargs)
+            if name == "_has_compatible_shallow_copy_type":  # a module's parameter becomes the copy on the device
+                return False
             if name in ("pin_memory", "is_pinned"):
                 return self._pin(name, args[0])
             if on_devices:
@@ -158,6 +160,8 @@ class Machine(TorchFunctionMode):
                 break
         wanted = kwargs.get("device", wanted)
         there = here if wanted is None else self._place(wanted)
+        non_blocking = kwargs.get("non_blocking", next((x for x in rest if isinstance(x, bool)), False))
+        rest = [x for x in rest if x is not None and not isinstance(x, bool)]  # as nn.Module.to asks
         options = {key: value for key, value in kwargs.items() if key not in ("device", "non_blocking")}
         plain = source.as_subclass(torch.Tensor)
         result = torch.Tensor.to(plain, *rest, **options) if rest or options else plain
@@ -168,7 +172,7 @@ class Machine(TorchFunctionMode):
         if result is plain:
             result = plain.clone()
         moved = result if there is None else self._wrapped(result, there)
-        self._waits_for_copy(source, moved, kwargs.get("non_blocking", False))
+        self._waits_for_copy(source, moved, non_blocking)
         return moved
 
     def _waits_for_copy(self, source: torch.Tensor, target: torch.Tensor, non_blocking: bool) -> None:

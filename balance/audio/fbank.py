@@ -83,8 +83,8 @@ class LogMel:
             _energies(frames, tables, rows)
             rows.clamp_(min=ENERGY_FLOOR).log_()
         if not _clip_by_clip(device):  # blocks of whole batches: clear what lies after each clip's end
-            ends = torch.tensor(counts, device=device)[:, None]
-            out.masked_fill_((torch.arange(front_end.max_frames, device=device) >= ends)[:, :, None], 0.0)
+            ends = torch.tensor(counts, pin_memory=device.type == "cuda").to(device, non_blocking=True)  # no waiting
+            out.masked_fill_((torch.arange(front_end.max_frames, device=device) >= ends[:, None])[:, :, None], 0.0)
         if front_end.mean is not None and front_end.std is not None:
             out.sub_(front_end.mean).div_(front_end.std)
         return out

@@ -69,7 +69,8 @@ def embed(task: EmbedTask, report: Report) -> None:
     checkpoint = read_checkpoint(task.checkpoint)
     encoder = build_encoder(checkpoint, device, task.precision, task.compile)
     if device.type == "cuda":
-        _embed(task, Batches(encoder, checkpoint, device, task.batch_size, spread=map), report)
+        with torch.cuda.device(device):  # events belong to the current device
+            _embed(task, Batches(encoder, checkpoint, device, task.batch_size, spread=map), report)
         return
     with Cores() as cores:
         _embed(task, Batches(encoder, checkpoint, device, task.batch_size, spread=cores.map), report)

@@ -27,7 +27,7 @@ from balance.encoders.precision import Precision
 from balance.encoders.vipant import build_encoder
 from balance.errors import UserError
 from balance.records import Index, Labels
-from tests import worlds
+from tests import simulated_cuda, worlds
 
 
 def _index(root: Path, count: int) -> Index:
@@ -199,3 +199,19 @@ def test_an_encoder_that_gives_nan_is_a_failure_of_that_clip(tmp_path: Path, mon
     store = Store(task.directory)
     assert len(store) == 5
     assert [(f.path, f.reason) for f in store.failures.values()] == [(index.paths[2].as_py(), "not_finite")]
+
+
+def test_the_second_gpu_embeds_as_the_cpu_does(tmp_path: Path) -> None:
+    """Its events and streams too: the simulated machine fails where they are another device's."""
+    task = _task(tmp_path, _index(tmp_path, 20))
+    worker.embed(task, lambda _: None)
+    expected = Store(task.directory)
+    task = dataclasses.replace(_task(tmp_path, _index(tmp_path, 20)), device="cuda:1")
+    with simulated_cuda.simulated():
+        worker.embed(task, lambda _: None)
+    found = Store(task.directory)
+    assert found.paths == expected.paths
+    rows = np.arange(len(found))
+    np.testing.assert_allclose(
+        found.vectors(rows).read(0, len(rows)), expected.vectors(rows).read(0, len(rows)), atol=1e-4
+    )

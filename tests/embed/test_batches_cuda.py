@@ -1,0 +1,70 @@
+"""Batches on a CUDA device, real or simulated: the CPU's embeddings, copies in the background, no waiting."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from balance.audio.decoders import Decoded
+from balance.embed.batches import Batches
+from balance.encoders.checkpoint import Checkpoint, read_checkpoint
+from balance.encoders.precision import Precision
+from balance.encoders.vipant import build_encoder
+from tests import simulated_cuda, worlds
+
+TOLERANCE = {Precision.float32: 1e-4, Precision.tf32: 2e-2, Precision.float16: 2e-2, Precision.bfloat16: 5e-2}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return read_checkpoint(worlds.write_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny.pth"))
+
+
+def clips() -> list[Decoded]:
+    """Of two rates and many lengths: full batches, a last one that is not, frames to clear behind short clips."""
+    rng = np.random.default_rng(0)
+    found = []
+    for number in range(11):
+        rate = (8000, 16000)[number % 3 == 0]
+        size = rate if number % 4 else rate // (2 + number)
+        samples = (rng.standard_normal(size) * 0.1).astype(np.float32)
+        found.append(Decoded(samples, rate, size, 0.0, bytes(20), ""))
+    return found
+
+
+def embedded(checkpoint: Checkpoint, device: torch.device, precision: Precision) -> np.ndarray:
+    encoder = build_encoder(checkpoint, device, precision, False)
+    batches = Batches(encoder, checkpoint, device, 4, spread=map)
+    for clip in clips():
+        batches.add(clip)
+    return batches.finish()
+
+
+@pytest.mark.parametrize("precision", list(TOLERANCE))
+def test_embeddings_are_the_cpu_s(checkpoint: Checkpoint, precision: Precision) -> None:
+    expected = embedded(checkpoint, torch.device("cpu"), Precision.float32)
+    with simulated_cuda.simulated():
+        found = embedded(checkpoint, torch.device("cuda", 0), precision)
+    scale = np.abs(expected).max()
+    assert np.abs(found - expected).max() < TOLERANCE[precision] * scale
+
+
+def test_the_host_waits_only_for_the_embeddings(checkpoint: Checkpoint) -> None:
+    device = torch.device("cuda", 0)
+    with simulated_cuda.simulated() as machine:
+        encoder = build_encoder(checkpoint, device, Precision.tf32, False)
+        batches = Batches(encoder, checkpoint, device, 2, spread=map)
+        batches.add(clips()[0])
+        batches.finish()  # tables are made and copied at the first clip of each rate
+        batches.add(clips()[1])
+        batches.finish()
+        machine.syncs.clear()
+        machine.copies.clear()
+        for clip in clips()[:6]:
+            batches.add(clip)
+        assert not machine.syncs
+        assert machine.copies
+        assert all(contiguous and pinned for _, contiguous, pinned in machine.copies)
+        batches.finish()
+        assert {why for why, _ in machine.syncs} == {"copy to the host"}
