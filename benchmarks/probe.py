@@ -2,10 +2,10 @@
 
     python benchmarks/probe.py [--seeds 22160] [--pool 200000] [--dim 512] [--labels 527] [--threads 2]
 
-Large: generated embeddings (decaying spectrum, Zipf labels, 2.2 labels a clip) in a file, read in batches; one cell of
-the probe's table: the path over λ on held-out seeds, then the fit and the held-out figures. Small: macro mAP at the
+Large: generated embeddings (decaying spectrum, Zipf labels, 2.2 labels per clip) in a file, read in batches; one fit
+of the probe's table: the path over λ on held-out seeds, then the fit and the held-out figures. Small: macro mAP at the
 same λ of this fit and of scikit-learn's LogisticRegression. Last line: JSON with `seconds`, `cpu_seconds`,
-`seconds_a_pass`, `peak_rss_bytes` and `map_difference` (the largest over the λ's).
+`seconds_per_pass`, `peak_rss_bytes` and `map_difference` (the largest over the λ's).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sklearn.linear_model import LogisticRegression
 from balance.data.flat_vectors import FlatVectors
 from balance.probe import training_sets
 from balance.probe.config import Judge, ProbeConfig
-from balance.probe.data import Problem, Side
+from balance.probe.data import ProbeData, Side
 from balance.probe.features import BLOCK_ROWS
 from balance.probe.logistic import Columns, fit
 from balance.probe.ranking_metrics import Ranking, macro
@@ -76,7 +76,7 @@ class World:
 def large(given: argparse.Namespace, folder: Path) -> dict[str, float]:
     world = World(given.dim, given.labels)
     rng = np.random.default_rng(1)
-    problem = Problem(
+    problem = ProbeData(
         seeds=world.side(given.seeds, rng, folder / "seeds", balanced=True),
         pool=world.side(given.pool, rng, folder / "pool", balanced=False),
         evaluation=world.side(max(10, given.seeds // 10), rng, folder / "eval", balanced=False),
@@ -115,7 +115,7 @@ def large(given: argparse.Namespace, folder: Path) -> dict[str, float]:
     print(f"  reading and standardising the rows once: {time.monotonic() - again:.1f} s")
     return {
         "seconds": seconds,
-        "seconds_a_pass": seconds / len(steps),
+        "seconds_per_pass": seconds / len(steps),
         "num_passes": len(steps),
         "penalty": cell.penalty,
     }
@@ -127,7 +127,7 @@ def small() -> float:
     rng = np.random.default_rng(2)
     labels, new = (world.labels(n, rng, balanced=True) for n in (3000, 2000))
     vectors, new_vectors = world.vectors(labels, rng), world.vectors(new, rng)
-    none = Problem(
+    none = ProbeData(
         seeds=Side(ArrayVectors(vectors[:500]), labels.take(np.arange(500)), np.arange(500)),
         pool=Side(ArrayVectors(vectors[500:]), labels.take(np.arange(500, 3000)), np.arange(2500)),
         evaluation=Side(ArrayVectors(new_vectors), new, np.arange(2000)),
@@ -147,7 +147,7 @@ def small() -> float:
     worst = 0.0
     for penalty in (1e-2, 1e-3, 1e-4):
         columns = Columns(np.arange(20), np.full(20, -1))
-        ours = fit(examples, columns, penalty, steps=config.steps, device=torch.device("cpu"))
+        ours = fit(examples, columns, penalty, passes=config.steps, device=torch.device("cpu"))
         theirs = np.stack(
             [
                 LogisticRegression(C=1 / (penalty * len(features)), max_iter=5000, tol=1e-8)

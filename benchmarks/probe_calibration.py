@@ -25,7 +25,7 @@ import torch
 from balance.probe import training_sets
 from balance.probe.bootstrap import against_draws, estimate
 from balance.probe.config import ProbeConfig
-from balance.probe.data import Problem, Side
+from balance.probe.data import ProbeData, Side
 from balance.probe.logistic import Columns, fit
 from balance.probe.ranking_metrics import Ranking, macro
 from balance.probe.results import matched
@@ -78,7 +78,7 @@ def hubs(centres: np.ndarray, num: int, rng: np.random.Generator) -> Clips:
     return Clips(in_domain(centres, num, rng).vectors, [["/m/0"]] * num)
 
 
-def draw(world: str, repeat: int, sizes: dict[str, int] = SIZES) -> tuple[Problem, Clips, list[np.ndarray]]:
+def draw(world: str, repeat: int, sizes: dict[str, int] = SIZES) -> tuple[ProbeData, Clips, list[np.ndarray]]:
     """One problem, the population that its figures are about, and further picks by the same rule."""
     centres = np.random.default_rng(99).standard_normal((NUM_LABELS, DIM)) * 0.9  # the same classes in every repeat
     rng = np.random.default_rng([ord(world), repeat])
@@ -91,7 +91,7 @@ def draw(world: str, repeat: int, sizes: dict[str, int] = SIZES) -> tuple[Proble
     def pick() -> np.ndarray:
         return np.stack([rng.choice(candidates, NUM_PICKS, replace=False) for _ in range(sizes["seeds"])])
 
-    problem = Problem(
+    problem = ProbeData(
         seeds=seeds.side(),
         pool=pool.side(),
         evaluation=evaluation.side(),
@@ -121,7 +121,7 @@ def one(job: tuple[str, int, int]) -> dict[str, float | str | bool]:
 
     def population_map(rows: np.ndarray, penalty: float) -> float:
         examples = probe.training_set(training_sets.Arm("", "", None, rows, np.full(len(rows), -1, dtype=np.int8)))
-        model = fit(examples, columns, penalty, steps=config.steps, device=torch.device("cpu"))
+        model = fit(examples, columns, penalty, passes=config.steps, device=torch.device("cpu"))
         return float(macro(Ranking(model.scores(features).numpy(), truth).figures().ap)[0])
 
     by_rule = [population_map(rows, arm.penalty) for rows in picks]

@@ -1,7 +1,7 @@
 """`python -m balance.probe`: does the augmented set help, by linear probes on stored embeddings?
 
 Composes the configuration, prepares what is missing (embeddings, neighbours), runs the table, writes probe.csv,
-probe.json and probe.html, prints the sentences. A stopped probe goes on at its next cell.
+probe.json and probe.html, prints the sentences. A stopped probe goes on at its next fit.
 """
 
 from __future__ import annotations

@@ -2,12 +2,15 @@
 
 In: point figures and their bootstrap replicates; out: an interval and a verdict in words. Basic intervals
 (2θ̂ − quantiles) because the plain bootstrap of AP is biased upward (duplicated positives raise precision: +0.005 at 60
-positives, +0.02 at 10) and the percentile interval would double that bias. Price: an interval may leave [0, 1].
+positives, +0.02 at 10) and the percentile interval would double that bias; they are cut where the figure ends. Where
+the replicates do not differ the bootstrap says nothing, and so does this module.
 Sources: Efron and Tibshirani 1993 (13.4, 5.7); Schuirmann 1987 (TOST); Benjamini and Hochberg 1995.
 """
 
 from __future__ import annotations
 
+import enum
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,12 +20,26 @@ import scipy.special
 from balance.records import Bool, Float32, Float64, Int64
 
 EQUIVALENCE = 0.005  # a difference in mAP smaller than this is of no interest
+LEAST_SPREAD = 1e-9  # standard error up to which replicates count as alike
+
+
+class Verdict(enum.StrEnum):
+    """What is said of a difference. The last four: nothing can be said, for another reason each."""
+
+    gain = "gain"
+    loss = "loss"
+    equivalent = "equivalent"
+    not_resolved = "not resolved"
+    cannot_tell = "cannot tell"
+    too_few = "too few to judge"
+    not_finished = "not finished"
+    same_set = "same set"
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """A figure with its basic 95 % interval; `narrow_` bounds are the 90 % interval, for equivalence; error: bootstrap
-    standard error."""
+    standard error. NaN: undefined."""
 
     value: float
     low: float
@@ -31,25 +48,34 @@ class Estimate:
     narrow_high: float
     error: float
 
-    def verdict(self) -> str:
-        """`gain`, `loss`, `equivalent` (TOST: the 90 % interval lies within ±EQUIVALENCE) or `not resolved`, of a
-        difference. An interval beside 0 that lies within ±EQUIVALENCE is a gain or a loss: a resolved, small one."""
-        if self.low > 0:
-            return "gain"
-        if self.high < 0:
-            return "loss"
-        if self.narrow_low > -EQUIVALENCE and self.narrow_high < EQUIVALENCE:
-            return "equivalent"
-        return "not resolved"
+    @property
+    def can_tell(self) -> bool:
+        """Whether the replicates are defined and differ."""
+        return math.isfinite(self.value) and math.isfinite(self.error) and self.error > LEAST_SPREAD
 
-    def words(self) -> str:
+    def verdict(self, margin: float | None = EQUIVALENCE) -> Verdict:
+        """Of a difference: a gain or a loss where the interval lies beside 0; equivalent where the 90 % interval lies
+        within ± margin (TOST). An interval beside 0 and within ± margin is a gain or a loss: a resolved, small one."""
+        if not self.can_tell:
+            return Verdict.cannot_tell
+        if self.low > 0:
+            return Verdict.gain
+        if self.high < 0:
+            return Verdict.loss
+        if margin is not None and self.narrow_low > -margin and self.narrow_high < margin:
+            return Verdict.equivalent
+        return Verdict.not_resolved
+
+    def words(self, margin: float | None = EQUIVALENCE) -> str:
         """The verdict on a difference as a sentence part."""
-        verdict = self.verdict()
-        if verdict in ("gain", "loss"):
+        verdict = self.verdict(margin)
+        if verdict is Verdict.cannot_tell:
+            return "cannot tell: the bootstrap replicates of this difference are all alike, or undefined"
+        if verdict in (Verdict.gain, Verdict.loss):
             return f"{verdict} of {abs(self.value):.4f} [{self.low:+.4f}, {self.high:+.4f}]"
         words = f"not resolved: effects beyond [{self.low:+.4f}, {self.high:+.4f}] excluded"
-        if verdict == "equivalent":
-            words += f"; equivalent within ±{EQUIVALENCE} (two one-sided tests at 5 %)"
+        if verdict is Verdict.equivalent:
+            words += f"; equivalent within ±{margin} (two one-sided tests at 5 %)"
         return words
 
 
@@ -66,12 +92,16 @@ def resample(groups: Int64, num: int, rng: np.random.Generator) -> Float32:
     return out
 
 
-def estimate(value: float, replicates: Float64) -> Estimate:
-    """Basic intervals of a figure from its replicates (B,); replicates in which it is undefined are left out."""
-    kept = replicates[~np.isnan(replicates)]
-    if len(kept) < 2 or np.isnan(value):
-        return Estimate(*([float("nan")] * 6)) if np.isnan(value) else Estimate(value, *([float("nan")] * 5))
-    low, narrow_low, narrow_high, high = (2.0 * value - float(q) for q in np.quantile(kept, [0.975, 0.95, 0.05, 0.025]))
+def estimate(value: float, replicates: Float64, bounds: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
+    """Basic intervals of a figure from its replicates (B,), cut to `bounds`.
+
+    Replicates in which the figure is undefined or infinite are left out.
+    """
+    kept = replicates[np.isfinite(replicates)]
+    if len(kept) < 2 or not math.isfinite(value):
+        return Estimate(value if math.isfinite(value) else math.nan, *([math.nan] * 5))
+    ends = (2.0 * value - float(q) for q in np.quantile(kept, [0.975, 0.95, 0.05, 0.025]))
+    low, narrow_low, narrow_high, high = (min(max(end, bounds[0]), bounds[1]) for end in ends)
     return Estimate(float(value), low, high, narrow_low, narrow_high, float(kept.std(ddof=1)))
 
 
@@ -112,14 +142,13 @@ def against_draws(
 def p_values(differences: Float64, replicates: Float64) -> Float64:
     """Two-sided p of each label's difference from a normal law with the bootstrap's standard error.
 
-    differences: (L,), replicates: (B, L) → (L,); NaN where a label is undefined, 1 where neither the difference nor any
-    replicate moves.
+    differences: (L,), replicates: (B, L) → (L,); 1 where neither the difference nor any replicate moves, NaN where a
+    label is undefined or its replicates are alike and not 0: then the bootstrap cannot tell.
     """
-    with np.errstate(invalid="ignore", divide="ignore"):
-        error = _nan_std(replicates)
-        z = np.abs(differences) / error
-    p = 2.0 * scipy.special.ndtr(-z)
-    return np.where(np.isnan(differences), np.nan, np.where(error > 0, p, np.where(differences == 0, 1.0, 0.0)))
+    error = _nan_std(replicates)
+    moves = error > LEAST_SPREAD
+    p = 2.0 * scipy.special.ndtr(-np.abs(differences) / np.where(moves, error, 1.0))
+    return np.where(np.isnan(differences), np.nan, np.where(moves, p, np.where(differences == 0, 1.0, np.nan)))
 
 
 def _nan_mean(values: Float64) -> Float64:
@@ -150,15 +179,15 @@ def benjamini_hochberg(p: Float64, rate: float) -> Bool:
     return out
 
 
-def smallest_good(names: Sequence[int], values: Float64, replicates: Float64, beats: Bool) -> int | None:
+def smallest_good(ks: Sequence[int], values: Float64, replicates: Float64, beats: Bool) -> int | None:
     """The smallest K whose paired shortfall to the best K is within one standard error, among those that beat their
-    random arm; None if none does. names: K ascending; values: (num K,); replicates: (B, num K); beats: (num K,)."""
+    random arm; None if none does. ks: ascending; values: (num K,); replicates: (B, num K); beats: (num K,)."""
     allowed = np.flatnonzero(beats)
     if len(allowed) == 0:
         return None
     best = int(allowed[int(np.argmax(values[allowed]))])
     for i in map(int, allowed):
         gap = replicates[:, best] - replicates[:, i]
-        if i == best or values[best] - values[i] <= np.nanstd(gap, ddof=1):
-            return int(names[i])
+        if i == best or values[best] - values[i] <= _nan_std(gap[:, None])[0]:
+            return int(ks[i])
     return None

@@ -24,18 +24,18 @@ def _grid() -> list[float]:
 class ProbeConfig:
     """Which training sets are compared, in which space, and how carefully."""
 
-    k: list[int] = key_from(lambda: [4, 10, 32, 100, 512], "neighbours per seed, one arm each", common=True)
+    k: list[int] = key_from(lambda: [4, 10, 32, 100, 512], "neighbours per seed, an arm for each", common=True)
     draws: int = key(5, "size-matched random sets for each arm", common=True)
     stratified: bool = key(False, "also as many random sets with the same label sets", common=True)
     runs: list[str] = key_from(list, "folders of finished (curated) runs, an arm each", common=True)
     embeddings: str | None = key(
         None, "another encoder's embeddings to judge in: a store or a folder of vectors", common=True
     )
-    penalties: list[float] = key_from(_grid, "the grid of λ (mean BCE + λ‖W‖²/2)")
-    steps: int = key(16, "optimiser steps of every fit, one pass over its rows each")
+    penalties: list[float] = key_from(_grid, "the grid of λ (mean BCE + λ‖W‖²/2); it widens where its end is best")
+    steps: int = key(600, "passes over its rows that a fit may take for one λ; it ends when its scores settle")
     folds: int = key(5, "folds over the held-out seeds")
     judge: Judge = key(Judge.auto, "judge each label in all folds or in one; auto: by the size of the table")
-    votes: int = key(20, "nearest clips of the k-NN reading")
+    votes: int = key(20, "nearest clips that vote in the second classifier")
     bootstrap: int = key(1000, "bootstrap replicates")
     memory_bytes: int = key(2 << 30, "training sets above it are read anew in every pass")
 

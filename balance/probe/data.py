@@ -1,9 +1,9 @@
 """What a probe is about: seeds, eligible pool and evaluation clips in one feature space, and who chose whom.
 
-In: a prepared run (`prepared.Prepared`), perhaps another encoder's embeddings of the same clips; out: `Problem`, whose
-rows all have a vector, and the arms of curated runs. Training in the space that chose the clips is circular (neighbours
-are redundant there by construction), so a problem knows whether it is in that space. Clips that the other embeddings
-lack leave every arm alike; the price is said in numbers.
+In: a prepared run (`prepared.Prepared`), perhaps another encoder's embeddings of the same clips; out: `ProbeData`,
+whose rows all have a vector, and the arms of curated runs. Training in the space that chose the clips is circular
+(neighbours are redundant there by construction), so the data know whether they are in that space. Clips that the other
+embeddings lack are in no arm; how many they are is said.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _CURATED = re.compile(r"ids_k(\d+)\.csv")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Side:
-    """n clips: vectors (n, dim), labels over the problem's vocabulary, group (n,) int64 of the clip's video."""
+    """n clips: vectors (n, dim), labels over the probe's vocabulary, group (n,) int64 of the clip's video."""
 
     vectors: Vectors
     labels: Labels
@@ -45,7 +45,7 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Problem:
+class ProbeData:
     """seeds, pool (eligible clips only), evaluation; chosen: (S, K) int32 pool rows of each seed's neighbours, best
     first, −1 where the clip has no vector here; same_space: trained where the clips were chosen; fingerprint: hex, of
     everything here; names: label id -> name; missing: clips without a vector here, by split."""
@@ -72,8 +72,8 @@ def videos(ids: Any, ids_as: Ids) -> Int64:
     return np.asarray(codes.to_numpy(), dtype=np.int64)
 
 
-def of_prepared(prepared: Prepared, dataset: DatasetConfig, embeddings: str | None) -> Problem:
-    """The problem in the selecting encoder's space, or in that of `embeddings`: a store's folder, or a folder of
+def of_prepared(prepared: Prepared, dataset: DatasetConfig, embeddings: str | None) -> ProbeData:
+    """The data in the selecting encoder's space, or in that of `embeddings`: a store's folder, or a folder of
     vectors laid out as for dataset.format=embeddings. UserError where there is nothing to train on or to judge by."""
     run = prepared.embedded
     if run.eval is None:
@@ -124,7 +124,7 @@ def of_prepared(prepared: Prepared, dataset: DatasetConfig, embeddings: str | No
         labels = sides[name].labels
         digest.update("\n".join(vocabulary).encode() + labels.offsets.tobytes() + labels.codes.tobytes())
     digest.update(np.ascontiguousarray(chosen).tobytes())
-    return Problem(
+    return ProbeData(
         seeds=sides["seeds"],
         pool=sides["pool"],
         evaluation=sides["eval"],
@@ -182,7 +182,7 @@ def _given(folder: Path, value: str, split: Split) -> tuple[_View, str]:
     return _View(rows, SomeVectors(given.vectors, np.asarray(found[rows], dtype=np.int64))), given.sha256
 
 
-def read_runs(problem: Problem, folders: Sequence[str], folds: Int64) -> list[training_sets.Arm]:
+def read_runs(data: ProbeData, folders: Sequence[str], folds: Int64) -> list[training_sets.Arm]:
     """The arm of each finished run (its folder): the pool clips of its `ids_k{K}.csv`. UserError says what is wrong."""
     out: list[training_sets.Arm] = []
     for given in folders:
@@ -197,12 +197,12 @@ def read_runs(problem: Problem, folders: Sequence[str], folds: Int64) -> list[tr
         assert match is not None
         k = int(match.group(1))
         ids = pa.array(lists[0].read_text(encoding="utf-8").splitlines(), pa.string())
-        inside = pc.is_in(problem.pool_ids, value_set=ids).to_numpy(zero_copy_only=False)
+        inside = pc.is_in(data.pool_ids, value_set=ids).to_numpy(zero_copy_only=False)
         rows = np.flatnonzero(inside)
         if not len(rows):
             raise UserError(f"probe.runs: {folder}: none of the {len(ids):,} ids is in this pool: a run of other data?")
-        leaves = training_sets.leaving(problem.chosen[:, :k], folds, rows)
-        out.append(training_sets.Arm(training_sets.RUN, folder.name, k, rows, leaves))
+        excluded = training_sets.excluded_folds(data.chosen[:, :k], folds, rows)
+        out.append(training_sets.Arm(training_sets.RUN, folder.name, k, rows, excluded))
     names = [arm.name for arm in out]
     if len(set(names)) < len(names):
         raise UserError(f"probe.runs: two folders have one name ({', '.join(names)}): rename one")

@@ -1,7 +1,7 @@
 """A probe from its settings to its files: probe.csv, probe.json, probe.html, and the sentences on the console.
 
 Prepares what is missing (embeddings, neighbours), runs the table of training sets, writes what was found. A stopped
-probe goes on at its next cell.
+probe goes on at its next fit.
 """
 
 from __future__ import annotations
@@ -24,34 +24,37 @@ from balance.errors import UserError
 from balance.prepared import Prepared
 from balance.probe import conclusions, page
 from balance.probe.data import of_prepared
-from balance.probe.results import READINGS
+from balance.probe.estimates import FIGURES
+from balance.probe.findings import Findings
+from balance.probe.results import CLASSIFIERS
 from balance.probe.runner import Probe
+from balance.probe.training_sets import RANDOM
 from balance.runtime import files
 
 log = logging.getLogger(__name__)
 
 
-def run(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
-    """The whole job into `folder`; returns what probe.json holds. Raises UserError, OSError."""
+def run(settings: ProbeSettings, folder: Path) -> Findings:
+    """The whole job into `folder`. Raises UserError, OSError."""
     with pipeline.Kept() as kept:
         return _run(settings, folder, kept)
 
 
-def _run(settings: ProbeSettings, folder: Path, kept: pipeline.Kept) -> dict[str, Any]:
+def _run(settings: ProbeSettings, folder: Path, kept: pipeline.Kept) -> Findings:
     for key, folders in (("embeddings", [settings.probe.embeddings]), ("runs", settings.probe.runs)):
         for given in folders:
             if given is not None and not Path(given).expanduser().is_dir():
                 raise UserError(f"probe.{key}={given}: no such folder")
     prepared = _prepare(settings, kept)
-    problem = of_prepared(prepared, settings.dataset, settings.probe.embeddings)
-    bar: Any = tqdm(desc="probe", unit="cell", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+    data = of_prepared(prepared, settings.dataset, settings.probe.embeddings)
+    bar: Any = tqdm(desc="probe", unit="fit", disable=not sys.stderr.isatty(), dynamic_ncols=True)
 
     def progress(what: str, done: int) -> None:
         bar.n = done
         bar.set_postfix_str(what)
 
     probe = Probe(
-        problem,
+        data,
         settings.probe,
         seed=settings.seed,
         device=torch.device(prepared.embedded.device),
@@ -62,18 +65,22 @@ def _run(settings: ProbeSettings, folder: Path, kept: pipeline.Kept) -> dict[str
     bar.total = len(table)
     with bar:
         found = conclusions.find(probe, probe.run(table))
-    title = settings.dataset.name
-    files.write_json(folder / "probe.json", {"dataset": title, **found})
-    write_csv(folder / "probe.csv", found)
-    with files.atomic_text(folder / "probe.html") as file:
-        file.write(page.render(title, found))
-    for sentence in [*found["sentences"], *found["limits"], *(f"warning: {w}" for w in found["warnings"])]:
+    write(folder, settings.dataset.name, found)
+    for sentence in [*found.sentences, *found.limits, *(f"warning: {w}" for w in found.warnings)]:
         log.info("%s", sentence)
     if settings.is_demo:
         log.info("%s", NOTICE)
     log.info("files: %s", os.path.relpath(folder))
     log.info("  look at probe.html; the table is probe.csv, everything is in probe.json")
     return found
+
+
+def write(folder: Path, dataset: str, found: Findings) -> None:
+    """probe.json, probe.csv and probe.html."""
+    files.write_json(folder / "probe.json", {"dataset": dataset, **dataclasses.asdict(found)})
+    write_csv(folder / "probe.csv", found)
+    with files.atomic_text(folder / "probe.html") as file:
+        file.write(page.render(dataset, found))
 
 
 def _prepare(settings: ProbeSettings, kept: pipeline.Kept) -> Prepared:
@@ -86,28 +93,24 @@ def _prepare(settings: ProbeSettings, kept: pipeline.Kept) -> Prepared:
         raise
 
 
-def write_csv(path: Path, found: dict[str, Any]) -> None:
-    """One row an arm and reading: size, λ, figures with their intervals, the mAP's difference to the random arm."""
-    figures = [f"{figure}{end}" for figure in conclusions.FIGURES for end in ("", "_low", "_high")]
+def write_csv(path: Path, found: Findings) -> None:
+    """One row per arm and classifier: size, λ, figures with their intervals, the mAP's difference to the random arm."""
+    figures = [f"{figure}{end}" for figure in FIGURES for end in ("", "_low", "_high")]
     head = ["arm", "rule", "k", "draws", "reading", "num_clips", "num_pool_clips", "pool_share", "penalty"]
     head += ["penalty_at_edge", "heldout_map", *figures, "gain", "gain_low", "gain_high", "verdict"]
-    gains = {
-        (row["arm"], row["reading"]): row
-        for row in found["comparisons"]
-        if row["figure"] == "map" and row["against_rule"] == "random"
-    }
+    gains = {(r.arm, r.reading): r for r in found.comparisons if r.figure == "map" and r.against_rule == RANDOM}
     with files.atomic_text(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(head)
-        for arm in found["arms"]:
-            for reading in READINGS:
-                values = [arm["readings"][reading][f][e] for f in conclusions.FIGURES for e in ("value", "low", "high")]
-                gain = gains.get((arm["arm"], reading), {})
-                is_fit = reading == READINGS[0]
-                writer.writerow(
-                    [arm["arm"], arm["rule"], arm["k"], arm["draws"], reading, arm["num_clips"], arm["num_pool_clips"]]
-                    + [round(arm["pool_share"], 6)]
-                    + ([arm["penalty"], arm["penalty_at_edge"], arm["heldout_map"]] if is_fit else [None] * 3)
-                    + values
-                    + [gain.get(x) for x in ("value", "low", "high", "verdict")]
-                )
+        for arm in found.arms:
+            for classifier in CLASSIFIERS:
+                gain = gains.get((arm.arm, classifier))
+                is_fit = classifier == CLASSIFIERS[0]
+                row: list[Any] = [arm.arm, arm.rule, arm.k, arm.draws, classifier, arm.num_clips, arm.num_pool_clips]
+                row.append(round(arm.pool_share, 6))
+                row += [arm.penalty, arm.penalty_at_edge, arm.heldout_map] if is_fit else [None] * 3
+                for figure in FIGURES:
+                    value = arm.readings[classifier][figure]
+                    row += [value.value, value.low, value.high]
+                row += [None] * 4 if gain is None else [gain.value, gain.low, gain.high, gain.verdict]
+                writer.writerow(row)

@@ -1,4 +1,4 @@
-"""The second reading of the probe, with nothing to fit: a clip's label is the vote of its nearest training clips.
+"""The probe's second classifier, with nothing to fit: a clip's label is the vote of its nearest training clips.
 
 In: standardised queries and training blocks; out: (q, L) scores, each the share of a query's `num_votes` nearest
 training clips (cosine) that have the label, votes weighted by similarity. No regularisation is chosen and no optimiser

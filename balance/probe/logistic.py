@@ -1,14 +1,16 @@
-"""Many L2-penalised logistic regressions at once: one column a (label, fold), one pass over the rows a step.
+"""Many L2-penalised logistic regressions at once: one column per (label, fold), one pass over the rows for all of them.
 
 In: standardised float32 blocks and sparse labels (`Examples`); out: `Fit`, weights and biases of every column. Each
 column minimises mean BCE + λ‖w‖²/2 over its own rows, bias unpenalised, so the columns share only the two matrix
-products of a step. Chosen over SGD because the answer then has no learning rate and no seed: preconditioned L-BFGS
-whose first step is the exact Newton step (at W = 0 every p(1 − p) is the same number, so one eigendecomposition of
-the covariance serves all labels and all λ). Price: the history, 2 x 8 times the size of the weights.
+products of a pass. Newton's method, its steps by preconditioned conjugate gradients, has no learning rate and no seed,
+and its next step says how far the scores still are from where they end: a column is finished when that is small on
+clips that are watched. Price: 20 to 120 passes per fit, most of them for the few columns that are not yet finished.
+Sources: Nocedal and Wright 2006, 7.1 (Newton-CG); Lin, Weng and Keerthi 2008 (the same for logistic regression).
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,10 +21,18 @@ import torch
 from torch import Tensor
 
 from balance.records import Bool, Float32, Float64, Int64
+from balance.runtime.threads import one_core
 
-HISTORY = 8  # pairs kept; 4 needs 20 % more steps, 16 saves none (22,160 + 200,000 rows)
+SETTLED = 0.01  # the step that is left moves the watched scores by at most this share of their spread
+ON_THE_WAY = 0.1  # the same for the larger λ's that a fit comes down by: from far away Newton's steps are wild
+LARGEST_DESCENT = 10.0  # factor by which λ falls at once
+FEW_VALUES = 2**20  # rows x dim up to which a fit runs in float64, in the basis of the rows' principal directions
+CURVATURE_VALUES = 2**28  # rows x columns up to which p(1 − p) is kept between passes (bfloat16: 512 MiB)
 COVARIANCE_ROWS = 65_536  # evenly spaced rows for the preconditioner: it steers the steps, not the answer
-ENOUGH_DECREASE = 0.9  # a step is taken unless the slope at its end is above this share of the descent at its start
+FORCING = 0.1  # conjugate gradients end when the preconditioned residual has fallen to this share
+CG_STEPS = 60  # … or after so many
+OVERSHOT = 0.5  # a step is shortened if the slope at its end is uphill by this share of the descent at its start
+SMALLEST_VARIANCE = 1e-10  # share of the largest: directions below it are left out of the basis of few rows
 
 
 class Examples(Protocol):
@@ -80,206 +90,321 @@ class Columns:
         ends = np.append(first, len(self.folds))[1:]
         return [(int(f), slice(int(a), int(b))) for f, a, b in zip(folds, first, ends, strict=True)]
 
+    def take(self, at: Int64) -> Columns:
+        """These columns; `at` ascends."""
+        return Columns(self.labels[at], self.folds[at])
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fit:
     """weight: (dim, C) float32; bias: (C,) float32; trained: (C,) bool, false where a label has no positive or no
-    negative training row (its score is then the constant bias); slope: (C,) float32, the predicted decrease of the
-    loss that is left, as a share of the loss of a constant score."""
+    negative training row (its score is then the constant bias); left: (C,) float32, how much the step that was found
+    last moves the watched scores, as a share of their spread: at most SETTLED where the column is finished."""
 
     weight: Tensor
     bias: Tensor
     trained: Bool
-    slope: Float32
+    left: Float32
 
     def scores(self, features: Tensor) -> Tensor:
         """Logits (b, C) of standardised features (b, dim)."""
         return torch.addmm(self.bias, features, self.weight)
 
 
-class Solver:
-    """The fit of `columns` on `examples`, step by step; λ may change between steps (`penalise`), history kept.
+class _FewRows:
+    """Rows that are kept, centred, in float64 and in the basis of their principal directions (at most n of them)."""
 
-    One `step` is one pass over the rows. With a changed λ the gradient and the history change by known terms
-    (g + Δλ w, y + Δλ s), so that a path of λ costs no extra pass.
+    dtype = torch.float64
+
+    def __init__(self, examples: Examples, device: torch.device) -> None:
+        num_rows, dim = examples.shape
+        rows = examples.sample(np.arange(num_rows)).to(device, torch.float64)
+        share = torch.as_tensor(examples.weights, device=device, dtype=torch.float64)[:, None]
+        share = share / share.sum()
+        self._centre = (rows * share).sum(0)
+        rows = rows - self._centre
+        scaled = rows * share.sqrt()
+        if num_rows < dim:
+            values, left = torch.linalg.eigh(scaled @ scaled.T)
+        else:
+            values, vectors = torch.linalg.eigh(scaled.T @ scaled)
+        kept = values > SMALLEST_VARIANCE * values[-1]
+        self.variances = values[kept]
+        self._vectors = scaled.T @ left[:, kept] / self.variances.sqrt() if num_rows < dim else vectors[:, kept]
+        self._rows = rows @ self._vectors
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        yield 0, self._rows
+
+    def turn(self, vectors: Tensor) -> Tensor:
+        """Onto the principal directions, where they are already."""
+        return vectors
+
+    turn_back = turn
+
+    def watch(self, features: Tensor) -> Tensor:
+        """Features (w, dim) as these rows are."""
+        return torch.matmul(features.to(self._centre) - self._centre, self._vectors)
+
+    def model(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and bias over the features as they were given, float32."""
+        weight = self._vectors @ theta[:-1]
+        return weight.float(), (theta[-1] - self._centre @ weight).float()
+
+
+class _ManyRows:
+    """Rows that are read block by block in float32, centred; steps are preconditioned in their principal directions."""
+
+    dtype = torch.float32
+
+    def __init__(self, examples: Examples, device: torch.device) -> None:
+        self._examples = examples
+        num_rows = examples.shape[0]
+        rows = np.unique(np.linspace(0, num_rows - 1, min(num_rows, COVARIANCE_ROWS)).astype(np.int64))
+        sample = examples.sample(rows).to(device)
+        share = torch.as_tensor(examples.weights[rows], device=device)[:, None]
+        share = share / share.sum()
+        self._centre = (sample * share).sum(0)
+        sample = (sample - self._centre) * share.sqrt()
+        values, self._vectors = torch.linalg.eigh(sample.T @ sample)
+        self.variances = values.clamp_min(0.0)
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        for start, block in self._examples.blocks():
+            yield start, block - self._centre
+
+    def turn(self, vectors: Tensor) -> Tensor:
+        """Onto the principal directions."""
+        return torch.matmul(self._vectors.T, vectors)
+
+    def turn_back(self, vectors: Tensor) -> Tensor:
+        return torch.matmul(self._vectors, vectors)
+
+    def watch(self, features: Tensor) -> Tensor:
+        return features.to(self._centre) - self._centre
+
+    def model(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        return theta[:-1].contiguous(), theta[-1] - self._centre @ theta[:-1]
+
+
+class Solver:
+    """The fit of `columns` on `examples`: each `settle` goes on to another λ from where the columns are.
+
+    watched: (w, dim) standardised features of the clips whose scores must settle.
     """
 
-    def __init__(self, examples: Examples, columns: Columns, penalty: float, *, device: torch.device) -> None:
-        self.examples, self.columns, self.device = examples, columns, device
-        self.penalty = penalty
+    def __init__(self, examples: Examples, columns: Columns, watched: Tensor, *, device: torch.device) -> None:
+        self.examples, self.columns, self.penalty, self.num_passes = examples, columns, 1.0, 0
         num_rows, dim = examples.shape
-        self._slices = columns.slices()
-        self._targets = examples.labels.tocsc()[:, columns.labels].tocsr()
+        self._rows = (_FewRows if num_rows * dim <= FEW_VALUES else _ManyRows)(examples, device)
+        self._device, self._dtype = device, self._rows.dtype
+        self._watched = self._rows.watch(watched.to(device))
+        self._targets = examples.labels.tocsc()[:, columns.labels]
+        weights = torch.as_tensor(examples.weights, device=device, dtype=self._dtype)[:, None]
+        self._weights = None if bool((weights == weights[0]).all()) else weights
         mass, positive = self._mass()
         rate = (positive + 0.5) / (mass + 1.0)  # a label without positives keeps a finite, constant score
         self.trained: Bool = (positive > 0) & (positive < mass)
-        variance = rate * (1 - rate)
-        self._null = -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))  # loss of a constant score
-        self._variance = self._column(variance)
-        self._inverse_mass = self._column(1.0 / np.maximum(mass, 1e-12))
-        self._active = self._column(self.trained.astype(np.float64))
-        self._centre, self._eigenvalues, self._eigenvectors = self._covariance(num_rows)
-        self._theta = torch.zeros((dim + 1, len(columns)), device=device)  # last row: bias at the centre
-        self._theta[-1] = self._column(np.log(rate) - np.log1p(-rate))
-        self._pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # s, y, 1 / (s·y) or 0
-        self._gamma = torch.ones(len(columns), device=device)
-        self._gradient = self._evaluate(self._theta)
-        self._direction: Tensor | None = None
-        self._length = torch.ones(len(columns), device=device)
-        self.num_passes = 1
+        scale = 1.0 if self._weights is not None else float(weights[0])
+        self._inverse_mass = self._column(scale / np.maximum(mass, 1e-12))
+        self._theta = torch.zeros((len(self._rows.variances) + 1, len(columns)), device=device, dtype=self._dtype)
+        self._theta[-1] = self._column(np.log(rate) - np.log1p(-rate))  # last row: bias at the centre
+        self._left = np.where(self.trained, np.inf, 0.0).astype(np.float32)
+        self._curvatures: list[Tensor] | None = None
+        if num_rows * len(columns) <= CURVATURE_VALUES:
+            size = len(columns)
+            self._curvatures = [
+                torch.empty((len(block), size), device=device, dtype=torch.bfloat16) for _, block in self._rows.blocks()
+            ]
 
     def _column(self, values: Float64) -> Tensor:
-        return torch.as_tensor(np.asarray(values, dtype=np.float32), device=self.device)
+        return torch.as_tensor(values, device=self._device, dtype=self._dtype)
 
     def _mass(self) -> tuple[Float64, Float64]:
         """Summed row weights, and those of the positive rows, of each column: two (C,) float64."""
         weights = self.examples.weights.astype(np.float64)
         mass, positive = np.empty(len(self.columns)), np.empty(len(self.columns))
-        for fold, at in self._slices:
+        for fold, at in self.columns.slices():
             kept = weights if fold < 0 else weights * ~self.examples.held_out[:, fold]
             mass[at] = kept.sum()
             positive[at] = self._targets[:, at].T @ kept
         return mass, positive
 
-    def _covariance(self, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
-        rows = np.unique(np.linspace(0, num_rows - 1, min(num_rows, COVARIANCE_ROWS)).astype(np.int64))
-        sample = self.examples.sample(rows).to(self.device)
-        weights = torch.as_tensor(self.examples.weights[rows], device=self.device)
-        weights = (weights / weights.sum())[:, None]
-        centre = (sample * weights).sum(0)
-        sample = (sample - centre) * weights.sqrt()
-        values, vectors = torch.linalg.eigh(sample.T @ sample)
-        return centre, values.clamp_min_(0.0), vectors
-
-    def _evaluate(self, theta: Tensor) -> Tensor:
-        """The gradient (dim + 1, C) of every column's loss at theta; one pass over the rows."""
-        weight, bias = theta[:-1].contiguous(), theta[-1] - self._centre @ theta[:-1]
-        total = torch.zeros_like(weight, dtype=torch.float32)
-        residual_sum = torch.zeros(len(bias), device=self.device, dtype=torch.float64)
-        indptr, indices = self._targets.indptr, self._targets.indices
-        row_weights = torch.as_tensor(self.examples.weights)
-        equal = bool((row_weights == row_weights[0]).all())
-        for start, features in self.examples.blocks():
-            stop = start + len(features)
-            residual = torch.addmm(bias, features, weight).sigmoid_()  # (b, C)
-            rows = np.repeat(np.arange(stop - start), np.diff(indptr[start : stop + 1]))
-            flat = rows * len(bias) + indices[indptr[start] : indptr[stop]]
-            ones = torch.as_tensor(flat, device=self.device)
-            residual.view(-1)[ones] -= 1.0
-            if not equal:
-                residual *= row_weights[start:stop, None].to(self.device)
-            for fold, at in self._slices:
-                if fold >= 0 and (out := self.examples.held_out[start:stop, fold]).any():
-                    residual[torch.as_tensor(np.flatnonzero(out), device=self.device), at] = 0.0
-            residual_sum += residual.sum(0)  # float32 within a block, float64 across them
-            total.addmm_(features.T, residual)
-        if equal:
-            total *= row_weights[0]
-            residual_sum *= float(row_weights[0])
-        summed = residual_sum.float()
-        gradient = torch.empty_like(theta)
-        gradient[:-1] = (total - self._centre[:, None] * summed) * self._inverse_mass + self.penalty * theta[:-1]
-        gradient[-1] = summed * self._inverse_mass
-        return gradient * self._active
-
-    def _precondition(self, gradient: Tensor) -> Tensor:
-        """(p(1 − p) Σ + λ)⁻¹ applied to each column: the inverse Hessian at W = 0."""
-        turned = self._eigenvectors.T @ gradient[:-1]
-        turned /= self._eigenvalues[:, None] * self._variance + self.penalty
-        out = torch.empty_like(gradient)
-        out[:-1] = self._eigenvectors @ turned
-        out[-1] = gradient[-1] / self._variance
-        return out
-
-    def _descent(self) -> Tensor:
-        """The L-BFGS direction of every column (two-loop recursion; Nocedal and Wright, algorithm 7.4)."""
-        q = self._gradient.clone()
-        alphas = []
-        for s, y, rho in reversed(self._pairs):
-            alpha = rho * (s * q).sum(0)
-            q -= alpha * y
-            alphas.append(alpha)
-        q = self._precondition(q) * self._gamma
-        for (s, y, rho), alpha in zip(self._pairs, reversed(alphas), strict=True):
-            q += (alpha - rho * (y * q).sum(0)) * s
-        return -q
-
     def fork(self) -> Solver:
-        """Another solver that stands where this one stands; the two then go their own ways."""
-        return copy.copy(self)  # no step or change of λ writes into a tensor that is already there
+        """Another solver that stands where this one stands; the two then go their own ways, one after the other."""
+        return copy.copy(self)  # nothing that lasts beyond `settle` is written in place
 
-    def penalise(self, penalty: float) -> None:
-        """Go on with another λ from where the columns are."""
-        change = penalty - self.penalty
-        self._gradient = self._gradient.clone()  # a fork may hold the old one
-        self._gradient[:-1] += change * self._theta[:-1]
-        pairs = []
-        for s, y, rho in self._pairs:
-            y = y.clone()
-            y[:-1] += change * s[:-1]
-            curvature = (s * y).sum(0)
-            pairs.append((s, y, torch.where((rho > 0) & (curvature > 0), 1.0 / curvature, 0.0)))
-        self._pairs = pairs
+    @property
+    def finished(self) -> bool:
+        """Whether the scores of every column have settled."""
+        return bool((self._left <= SETTLED).all())
+
+    def settle(self, penalty: float, passes: int, progress: Callable[[int], None] = lambda done: None) -> None:
+        """Go on to this λ, until every column is finished, in at most about so many passes over the rows (the last
+        step's may go beyond); progress is called with the passes done."""
+        end = self.num_passes + passes
+        with one_core() if isinstance(self._rows, _FewRows) else contextlib.nullcontext():
+            self._descend(penalty, end, progress)
+
+    def _descend(self, penalty: float, end: int, progress: Callable[[int], None]) -> None:
+        while self.penalty > LARGEST_DESCENT * penalty:
+            self.penalty /= LARGEST_DESCENT
+            self._newton(ON_THE_WAY, end, progress)
         self.penalty = penalty
-        self._direction = None
-        if pairs:
-            self._gamma = self._scale(pairs[-1], self._gamma)
+        self._newton(SETTLED, end, progress)
 
-    def _scale(self, pair: tuple[Tensor, Tensor, Tensor], before: Tensor) -> Tensor:
-        s, y, rho = pair
-        scale = (s * y).sum(0) / (y * self._precondition(y)).sum(0).clamp_min(1e-30)
-        return torch.where(rho > 0, scale, before)
+    def _newton(self, enough: float, end: int, progress: Callable[[int], None]) -> None:
+        """Newton steps until the scores of every column have settled to `enough`, or `end` passes are done."""
+        self._left = np.where(self.trained, np.inf, 0.0).astype(np.float32)
+        at = np.flatnonzero(self.trained)
+        theta = self._theta[:, at]
+        gradient, curvature = self._evaluate(theta, at)
+        while len(at) and self.num_passes < end:
+            progress(self.num_passes)
+            step, solved = self._newton_step(theta, at, gradient, curvature)
+            move, spread = self._spread(step), self._spread(theta + step)
+            left = torch.where(move > 0, move / spread.clamp_min(1e-30), 0.0)
+            done = (left <= enough) & solved
+            left = torch.where(solved, left, left.clamp_min(2 * enough))
+            self._put(at, theta + step * done, left)
+            going = ~done.cpu().numpy()
+            at, theta, gradient, step = at[going], theta[:, ~done], gradient[:, ~done], step[:, ~done]
+            if len(at):
+                theta, gradient, curvature = self._advance(theta, at, gradient, step)
+                self._put(at, theta)
 
-    def step(self) -> None:
-        """One pass: every column moves, or halves a step that went too far (a slope test: no loss is computed)."""
-        if self._direction is None:
-            self._direction = self._descent()
-            self._length = torch.ones_like(self._gamma)
-        move = self._direction * self._length
-        trial = self._theta + move
-        gradient = self._evaluate(trial)
+    def _put(self, at: Int64, theta: Tensor, left: Tensor | None = None) -> None:
+        self._theta = self._theta.index_copy(1, torch.as_tensor(at, device=self._device), theta)
+        if left is not None:
+            self._left = self._left.copy()
+            self._left[at] = left.cpu().numpy()
+
+    def _spread(self, theta: Tensor) -> Tensor:
+        """Standard deviation of the watched scores of each column."""
+        return (self._watched @ theta[:-1]).std(0, correction=0)
+
+    def _advance(self, theta: Tensor, at: Int64, gradient: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The columns after their steps, each shortened until it does not overshoot (a slope test: no loss is
+        computed), with gradient and mean curvature there."""
+        before = (gradient * step).sum(0)  # negative: downhill
+        length = torch.ones_like(before)
+        new, curvature = self._evaluate(theta + step, at)
+        for _ in range(10):
+            after = (new * step).sum(0)
+            over = after > -OVERSHOT * before
+            if not over.any():
+                break
+            # the zero of the line through both slopes
+            length = torch.where(over, length * (before / (before - after)).clamp(0.1, 0.7), length)
+            part = over.cpu().numpy()
+            new, curvature = new.clone(), curvature.clone()
+            new[:, over], curvature[over] = self._evaluate(theta[:, over] + length[over] * step[:, over], at[part])
+        return theta + length * step, new, curvature
+
+    def _evaluate(self, theta: Tensor, at: Int64) -> tuple[Tensor, Tensor]:
+        """Gradient (dim + 1, c) and mean p(1 − p) (c,) of the columns `at` at theta; one pass over the rows."""
+        columns, targets = self.columns.take(at), self._targets[:, at].tocsr()
+        total = torch.zeros_like(theta)
+        curvature_sum = torch.zeros(len(at), device=self._device, dtype=torch.float64)
+        residual_sum = torch.zeros_like(curvature_sum)
+        where = torch.as_tensor(at, device=self._device)
+        for number, (start, features) in enumerate(self._rows.blocks()):
+            # the sign of a positive's margin is turned before and after, so that a small residual keeps its digits
+            residual = torch.addmm(theta[-1], features, theta[:-1])
+            positives = _places(targets, start, start + len(features)).to(self._device)
+            residual.view(-1)[positives] *= -1.0
+            residual.sigmoid_()
+            curvature = residual * (1.0 - residual)
+            residual.view(-1)[positives] *= -1.0
+            for values in (residual, curvature):
+                self._weigh(values, start, columns)
+            if self._curvatures is not None:
+                self._curvatures[number].index_copy_(1, where, curvature.to(torch.bfloat16))
+            total[:-1].addmm_(features.T, residual)
+            residual_sum += residual.sum(0)  # in the dtype of the rows within a block, float64 across them
+            curvature_sum += curvature.sum(0)
         self.num_passes += 1
-        before = (self._gradient * self._direction).sum(0)  # negative: downhill
-        after = (gradient * self._direction).sum(0)
-        taken = after <= -ENOUGH_DECREASE * before
-        change = (gradient - self._gradient) * taken
-        moved = move * taken
-        curvature = (moved * change).sum(0)
-        pair = (moved, change, torch.where(curvature > 1e-30, 1.0 / curvature.clamp_min(1e-30), 0.0))
-        self._pairs = [*self._pairs[-(HISTORY - 1) :], pair]
-        self._gamma = self._scale(pair, self._gamma)
-        self._theta = torch.where(taken, trial, self._theta)
-        self._gradient = torch.where(taken, gradient, self._gradient)
-        # where the slope along d turned: the zero of the line through both slopes
-        back = (self._length * before / (before - after)).clamp(min=1e-3)
-        if bool(taken.all()):
-            self._direction = None
-        else:
-            fresh = self._descent()
-            self._direction = torch.where(taken, fresh, self._direction)
-            self._length = torch.where(taken, torch.ones_like(back), back)
+        inverse_mass = self._inverse_mass[where]
+        total[-1] = residual_sum.to(self._dtype)
+        gradient = total * inverse_mass
+        gradient[:-1] += self.penalty * theta[:-1]
+        return gradient, curvature_sum.to(self._dtype) * inverse_mass
+
+    def _weigh(self, values: Tensor, start: int, columns: Columns) -> None:
+        """Multiply (b, c) values by their rows' weights, 0 where a column's fold holds the row out."""
+        stop = start + len(values)
+        if self._weights is not None:
+            values *= self._weights[start:stop]
+        for fold, at in columns.slices():
+            if fold >= 0 and (out := self.examples.held_out[start:stop, fold]).any():
+                values[torch.as_tensor(np.flatnonzero(out), device=self._device), at] = 0.0
+
+    def _hessian_product(self, vectors: Tensor, at: Int64, theta: Tensor) -> Tensor:
+        """The Hessian of each of the columns `at` at theta times its vector, (dim + 1, c); one pass over the rows."""
+        where = torch.as_tensor(at, device=self._device)
+        total = torch.zeros_like(vectors)
+        for number, (start, features) in enumerate(self._rows.blocks()):
+            if self._curvatures is not None:
+                curvature = self._curvatures[number].index_select(1, where).to(self._dtype)
+            else:
+                p = torch.addmm(theta[-1], features, theta[:-1]).sigmoid_()
+                curvature = p * (1.0 - p)
+                self._weigh(curvature, start, self.columns.take(at))
+            curvature *= torch.addmm(vectors[-1], features, vectors[:-1])
+            total[:-1].addmm_(features.T, curvature)
+            total[-1] += curvature.sum(0)
+        self.num_passes += 1
+        total *= self._inverse_mass[where]
+        total[:-1] += self.penalty * vectors[:-1]
+        return total
+
+    def _newton_step(self, theta: Tensor, at: Int64, gradient: Tensor, curvature: Tensor) -> tuple[Tensor, Tensor]:
+        """−H⁻¹ g of each column, and whether it was found to FORCING, by preconditioned conjugate gradients (Nocedal
+        and Wright, 5.3)."""
+        scale = self._rows.variances[:, None] * curvature + self.penalty
+        bias_scale = curvature.clamp_min(1e-12)
+
+        def precondition(vectors: Tensor, some: Tensor) -> Tensor:
+            out = torch.empty_like(vectors)
+            out[:-1] = self._rows.turn_back(self._rows.turn(vectors[:-1]) / scale[:, some])
+            out[-1] = vectors[-1] / bias_scale[some]
+            return out
+
+        step, residual = torch.zeros_like(gradient), -gradient
+        direction = precondition(residual, torch.arange(len(at), device=self._device))
+        size = (residual * direction).sum(0)
+        enough = FORCING**2 * size
+        for _ in range(CG_STEPS):
+            some = torch.nonzero(size > enough).flatten()
+            if not len(some):
+                break
+            along = direction[:, some]
+            product = self._hessian_product(along, at[some.cpu().numpy()], theta[:, some])
+            length = size[some] / (along * product).sum(0).clamp_min(1e-30)
+            step[:, some] += length * along
+            residual[:, some] -= length * product
+            fresh = precondition(residual[:, some], some)
+            new = (residual[:, some] * fresh).sum(0)
+            direction[:, some] = fresh + new / size[some] * along
+            size[some] = new
+        return step, size <= enough
 
     def result(self) -> Fit:
         """The columns as they are now."""
-        weight = self._theta[:-1].contiguous()
-        left = 0.5 * (self._gradient * self._precondition(self._gradient)).sum(0).cpu().numpy()
-        slope = np.where(self.trained, left / self._null, 0.0).astype(np.float32)
-        return Fit(weight, self._theta[-1] - self._centre @ weight, self.trained, slope)
+        return Fit(*self._rows.model(self._theta), self.trained, self._left)
+
+
+def _places(targets: Any, start: int, stop: int) -> Tensor:
+    """Where the positives of the rows start … stop lie in a flat (stop − start, c) array; targets: CSR (n, c)."""
+    first, last = targets.indptr[start], targets.indptr[stop]
+    rows = np.repeat(np.arange(stop - start), np.diff(targets.indptr[start : stop + 1]))
+    return torch.as_tensor(rows * targets.shape[1] + targets.indices[first:last].astype(np.int64))
 
 
 def fit(
-    examples: Examples,
-    columns: Columns,
-    penalty: float,
-    *,
-    steps: int,
-    device: torch.device,
-    progress: Callable[[], None] | None = None,
+    examples: Examples, columns: Columns, penalty: float, watched: Tensor, *, passes: int, device: torch.device
 ) -> Fit:
-    """Fit every column from zero in exactly `steps` passes over the rows; `progress` is called after each."""
-    solver = Solver(examples, columns, penalty, device=device)
-    for _ in range(steps - 1):
-        if progress is not None:
-            progress()
-        solver.step()
+    """Fit every column from zero until its scores on the watched clips settle."""
+    solver = Solver(examples, columns, watched, device=device)
+    solver.settle(penalty, passes)
     return solver.result()

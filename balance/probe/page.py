@@ -1,38 +1,40 @@
-"""probe.html: what `findings.find` found, as one self-contained page for light and dark, keyboard and screen reader.
+"""probe.html: what the probe found, as one self-contained page for light and dark, keyboard and screen reader.
 
-In: the findings; out: HTML text, the same bytes for the same findings. Sentences first, figures next, then all numbers
-as tables: nothing is shown by colour alone.
+In: `Findings`; out: HTML text, the same bytes for the same findings. Sentences first, figures next, then all numbers as
+tables: nothing is shown by colour alone.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-from markupsafe import Markup
-
-from balance.probe import training_sets
 from balance.probe.figures import gain_forest, label_gains, size_curve
+from balance.probe.findings import Findings, LabelFindings
+from balance.probe.results import CLASSIFIERS
 from balance.report import html
 
 
-def render(dataset: str, found: dict[str, Any]) -> str:
+def render(dataset: str, found: Findings) -> str:
     """The page's text."""
-    figures = {
-        "logistic": Markup(size_curve(found, "logistic")),
-        "knn": Markup(size_curve(found, "knn")),
-        "forest": Markup(gain_forest(found)),
-        "labels": Markup(label_gains(found)),
-    }
-    against_random = [r for r in found["comparisons"] if r["figure"] == "map" and r["reading"] == "logistic"]
+    of_space = 1 if found.same_space else 0
     return (
         html.environment()
         .get_template("probe.html")
         .render(
             dataset=dataset,
             found=found,
-            figures=figures,
-            comparisons=against_random,
-            tested=sorted((x for x in found["labels"] if x["gain"] is not None), key=lambda x: (-x["gain"], x["id"])),
-            random_rule=training_sets.RANDOM,
+            title=found.sentences[of_space].split(":")[0],  # what is said of K, without its reason
+            space=found.sentences[0] if found.same_space else None,
+            sentences=found.sentences[of_space:],
+            figures={
+                "logistic": size_curve(found, "logistic"),
+                "knn": size_curve(found, "knn"),
+                "forest": gain_forest(found),
+                "labels": label_gains(found),
+            },
+            comparisons=[r for r in found.comparisons if r.figure == "map" and r.reading == CLASSIFIERS[0]],
+            labels=sorted((x for x in found.labels if x.gain is not None), key=_by_gain),
         )
     )
+
+
+def _by_gain(label: LabelFindings) -> tuple[float, str]:
+    return -(label.gain or 0.0), label.id

@@ -2,7 +2,7 @@
 
 In: scores (n, L) and the true labels; out: (B, L) figures for B weightings of the n clips. The order of the scores is
 computed once; a bootstrap replicate is only another weight vector, so B replicates are one sparse matrix times a
-dense (n, B) matrix. Price: the order kept as segments, 4 bytes a clip and label. Tied scores count as one threshold,
+dense (n, B) matrix. Price: the order kept as segments, 4 bytes per clip and label. Tied scores count as one threshold,
 as in scikit-learn: a constant score has the AP of the label's share.
 """
 
@@ -18,12 +18,12 @@ import scipy.special
 
 from balance.records import Float32, Float64, Int64
 
-LABELS_A_BLOCK = 32  # bounds the (positives, B) intermediates: 32 labels of 100 positives x 1,000 replicates = 50 MB
+LABELS_PER_BLOCK = 32  # bounds the (positives, B) intermediates: 32 labels of 100 positives x 1,000 replicates = 50 MB
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Figures:
-    """One value a weighting and label, (B, L) float64 each; NaN where a label has no positive or no negative weight.
+    """One value per weighting and label, (B, L) float64 each; NaN where a label has no positive or no negative weight.
 
     ap: average precision; ap_prior: the same with positives and negatives reweighted to a given share of positives;
     auc: area under the ROC curve.
@@ -53,8 +53,8 @@ class Ranking:
         counts: Int64 = np.diff(by_label.indptr)
         usable = np.flatnonzero((counts > 0) & (counts < scores.shape[0]))
         self._blocks = []
-        for start in range(0, len(usable), LABELS_A_BLOCK):
-            chosen = usable[start : start + LABELS_A_BLOCK]
+        for start in range(0, len(usable), LABELS_PER_BLOCK):
+            chosen = usable[start : start + LABELS_PER_BLOCK]
             parts = [
                 _groups(scores[:, c], by_label.indices[by_label.indptr[c] : by_label.indptr[c + 1]]) for c in chosen
             ]
@@ -145,6 +145,10 @@ def macro(values: Float64) -> Float64:
 
 
 def d_prime(auc: Float64) -> Float64:
-    """√2 Φ⁻¹(mean AUC), the AUC averaged over labels first, as PANNs and AST report it: (B, L) → (B,)."""
+    """√2 Φ⁻¹(mean AUC), the AUC averaged over labels first, as PANNs and AST report it: (B, L) → (B,).
+
+    NaN where the mean is 0 or 1: d′ is infinite there.
+    """
     mean = macro(auc)
-    return np.asarray(np.sqrt(2.0) * scipy.special.ndtri(mean), dtype=np.float64)
+    value = np.sqrt(2.0) * scipy.special.ndtri(mean)
+    return np.where(np.isfinite(value), value, np.nan)

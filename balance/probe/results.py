@@ -1,12 +1,12 @@
-"""The cells of a probe's table: what one training set gave, and how a finished cell is kept on disk.
+"""What the probe keeps: of each training set its fit and its figures, and how they lie in the cache.
 
-Frozen values between the engine (`probing`) and what is said of them (`findings`). A cell is one `.npz` file that
-appears by rename; a file that cannot be read is a cell that is made again, never an error.
+Frozen values between the runner and the conclusions. A finished fit is one `.npz` file that appears by rename; a file
+that cannot be read is made again, never an error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,14 @@ from balance.probe.training_sets import Arm
 from balance.records import Bool, Float32, Float64
 from balance.runtime import files
 
-READINGS = ("logistic", "knn")
+CLASSIFIERS = ("logistic", "knn")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Cell:
-    """One training set, fitted. penalty: the λ used; path: (p, 2) λ and its held-out mAP (of the λ's arm); heldout:
-    (L,) AP on held-out seeds, NaN where a label has none; heldout_replicates: (B, L); unfinished: the largest share
-    of a label's loss that was still to be gained when the steps ended."""
+class FitResult:
+    """One training set, fitted. penalty: the λ used; path: (p, 2) λ and its held-out mAP (of the arm that λ was chosen
+    for); heldout: (L,) AP on held-out seeds, NaN where a label has none; heldout_replicates: (B, L); unfinished: how
+    much the next optimiser step would still move a label's scores, as a share of their spread, at most 1."""
 
     arm: Arm
     penalty: float
@@ -44,9 +44,9 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Reading:
-    """A cell's figures on the evaluation clips by one classifier: point (1, L) and replicates (B, L), paired over all
-    cells by the same bootstrap weights."""
+class Evaluation:
+    """A fit's figures on the evaluation clips by one classifier: point (1, L) and replicates (B, L), paired over all
+    fits by the same bootstrap weights."""
 
     point: Figures
     replicates: Figures
@@ -63,35 +63,37 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Table:
-    """All cells in order, and each one's readings on the evaluation clips: readings[cell][READINGS.index(name)]."""
+    """All fits in order, and of each one its evaluation by every classifier; judged_in: in how many folds λ and K were
+    judged, in words; recommended: K; heldout_gains: K -> its gain over random picks on held-out seeds."""
 
-    cells: tuple[Cell, ...]
-    readings: tuple[tuple[Reading, ...], ...]
+    fits: tuple[FitResult, ...]
+    evaluations: tuple[Mapping[str, Evaluation], ...]
     judged_in: str
     recommended: int | None
     heldout_gains: dict[int, Estimate]
 
 
-def matched(cells: Sequence[Cell], k: int) -> tuple[Cell, list[Cell]]:
-    """The neighbours' cell at k, and its random draws."""
-    arm = next(c for c in cells if c.arm.rule == training_sets.NEIGHBOURS and c.arm.k == k)
+def matched(fits: Sequence[FitResult], k: int) -> tuple[FitResult, list[FitResult]]:
+    """The neighbours' fit at k, and its random draws."""
+    arm = next(f for f in fits if f.arm.rule == training_sets.NEIGHBOURS and f.arm.k == k)
     draws = [
-        c
-        for c in cells
-        if c.arm.rule == training_sets.RANDOM and c.arm.name == training_sets.NEIGHBOURS and c.arm.k == k
+        f
+        for f in fits
+        if f.arm.rule == training_sets.RANDOM and f.arm.name == training_sets.NEIGHBOURS and f.arm.k == k
     ]
     return arm, draws
 
 
-def reading(kept: dict[str, Any], name: str) -> Reading:
-    point, replicates = (
-        Figures(*(kept[f"{name}_{kind}_{figure}"] for figure in ("ap", "ap_prior", "auc")))
-        for kind in ("point", "replicates")
-    )
-    return Reading(point, replicates)
+def evaluations(kept: dict[str, Any]) -> dict[str, Evaluation]:
+    """Classifier -> evaluation, of the arrays of a file: `{classifier}_{point|replicates}_{figure}`."""
+
+    def figures(name: str, kind: str) -> Figures:
+        return Figures(*(kept[f"{name}_{kind}_{figure}"] for figure in ("ap", "ap_prior", "auc")))
+
+    return {name: Evaluation(figures(name, "point"), figures(name, "replicates")) for name in CLASSIFIERS}
 
 
 def read(file: Path) -> dict[str, Any] | None:
-    """A finished cell, numbers as Python's; None where there is none or it is damaged (it is then made again)."""
+    """The values of a finished fit, numbers as Python's; None where there is none or it is damaged."""
     kept = files.read_npz(file)
     return None if kept is None else {name: values if values.ndim else values.item() for name, values in kept.items()}

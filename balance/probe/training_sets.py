@@ -1,9 +1,9 @@
-"""The training sets that the probe compares, and what leaves each of them with a held-out seed.
+"""The training sets that the probe compares, and what each of them excludes with a held-out seed.
 
 In: label sets, each seed's neighbours, fold numbers; out: `Arm`s, pool rows beside the seeds. Every selection rule has
-size-matched draws: uniform, and (asked for) with the same label sets. A pool row leaves the training side of a fold if
-only seeds of that fold chose it; a draw loses as many rows in each fold as the arm it is matched to, so that the sizes
-match in every fold too. Price: in a fold the draws lose rows that have nothing to do with its seeds.
+size-matched draws: uniform, and (asked for) with the same label sets. A fold excludes a pool row from its training side
+if only seeds of that fold chose it; of a draw it excludes as many rows as of the arm that the draw is matched to, so
+that the sizes match in every fold too. Price: those rows of a draw have nothing to do with the fold's seeds.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ POOL, POOL_WEIGHTED, RUN = "pool", "pool_weighted", "run"
 class Arm:
     """One training set: all seeds and these pool rows.
 
-    rule: SEEDS … RUN; name: of a run, or of the arm that a draw is matched to, else the rule; k: neighbours a seed (of
-    the matched arm too); rows: (m,) int64 ascending; leaves: (m,) int8 fold whose training side lacks the row, −1:
-    none; draw: number of a draw; weighted: rows and seeds weigh by the rarity of their labels.
+    rule: SEEDS … RUN; name: of a run, or of the arm that a draw is matched to, else the rule; k: neighbours per seed
+    (of the matched arm too); rows: (m,) int64 ascending; excluded_fold: (m,) int8 fold whose training side lacks the
+    row, −1: none; draw: number of a draw; weighted: rows and seeds weigh by the rarity of their labels.
     """
 
     rule: str
     name: str
     k: int | None
     rows: Int64
-    leaves: Int8
+    excluded_fold: Int8
     draw: int | None = None
     weighted: bool = False
 
@@ -77,10 +77,10 @@ def fold_seeds(labels: Labels, groups: Int64, num_folds: int, rng: np.random.Gen
     return fold[groups]
 
 
-def leaving(chosen: Int32 | Int64, folds: Int64, rows: Int64) -> Int8:
-    """The fold each of `rows` leaves with: the one fold that holds all seeds which chose it, else −1.
+def excluded_folds(chosen: Int32 | Int64, folds: Int64, rows: Int64) -> Int8:
+    """The fold that excludes each of `rows`: the one that holds all seeds which chose it; −1 where there is none.
 
-    chosen: (S, K) pool rows of each seed's neighbours (−1: none); folds: (S,); a row that nobody chose never leaves.
+    chosen: (S, K) pool rows of each seed's neighbours (−1: none); folds: (S,) → (len(rows),) int8.
     """
     fold_of = np.repeat(folds, chosen.shape[1])
     flat = chosen.ravel()
@@ -96,14 +96,14 @@ def neighbours(chosen: Int32 | Int64, folds: Int64, k: int) -> Arm:
     """Seeds + the union of the first k neighbours of every seed; chosen: (S, K ≥ k) pool rows, best first, −1: none."""
     top = chosen[:, :k]
     rows = np.unique(top[top >= 0]).astype(np.int64)
-    return Arm(NEIGHBOURS, NEIGHBOURS, k, rows, leaving(top, folds, rows))
+    return Arm(NEIGHBOURS, NEIGHBOURS, k, rows, excluded_folds(top, folds, rows))
 
 
-def _dealt(rows: Int64, like: Arm, rng: np.random.Generator) -> tuple[Int64, Int8]:
-    """A draw's rows in ascending order, as many of them leaving with each fold as of `like`'s."""
-    leaves = rng.permutation(like.leaves)
+def _draw(rule: str, like: Arm, rows: Int64, number: int, rng: np.random.Generator) -> Arm:
+    """A draw of these rows, of which every fold excludes as many as of `like`'s."""
+    excluded = rng.permutation(like.excluded_fold)
     order = np.argsort(rows, kind="stable")
-    return rows[order], leaves[order]
+    return Arm(rule, like.name, like.k, rows[order], excluded[order], number)
 
 
 def random_draws(like: Arm, num_pool: int, num_draws: int, seed: int) -> Iterator[Arm]:
@@ -115,8 +115,7 @@ def random_draws(like: Arm, num_pool: int, num_draws: int, seed: int) -> Iterato
     for draw in range(num_draws):
         permutation = np.random.default_rng([seed, 1, draw]).permutation(num_pool)
         rng = np.random.default_rng([seed, 2, draw, len(like.rows)])
-        rows, leaves = _dealt(permutation[: len(like.rows)].astype(np.int64), like, rng)
-        yield Arm(RANDOM, like.name, like.k, rows, leaves, draw)
+        yield _draw(RANDOM, like, permutation[: len(like.rows)].astype(np.int64), draw, rng)
 
 
 def stratified_draws(like: Arm, pool_labels: Labels, num_draws: int, seed: int) -> Iterator[Arm]:
@@ -128,8 +127,7 @@ def stratified_draws(like: Arm, pool_labels: Labels, num_draws: int, seed: int) 
     matched = Stratified(pool_labels, np.arange(num_pool), like.rows)
     for draw in range(num_draws):
         rng = np.random.default_rng([seed, 3, draw, len(like.rows)])
-        rows, leaves = _dealt(matched.draw(rng.permutation(num_pool)), like, rng)
-        yield Arm(STRATIFIED, like.name, like.k, rows, leaves, draw)
+        yield _draw(STRATIFIED, like, matched.draw(rng.permutation(num_pool)), draw, rng)
 
 
 def whole_pool(num_pool: int, *, weighted: bool) -> Arm:

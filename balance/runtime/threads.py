@@ -8,9 +8,10 @@ number of cores. The price: weights are read once a core, and the last tasks lea
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -37,6 +38,17 @@ class Cores:
     def map(self, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
         """[function(item) for item in items]; raises what the first that fails raises."""
         return list(self._threads.map(function, items))
+
+
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """Inside, torch computes on one core: for many small operations, which cost more to share than to do."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
 
 
 class Workspace(threading.local):

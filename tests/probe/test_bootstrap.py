@@ -113,3 +113,36 @@ def test_the_smallest_k_within_one_error_of_the_best_that_beats_random():
     assert bootstrap.smallest_good([4, 10, 32, 100], values, replicates, only_first) == 4
     paired = values + rng.standard_normal((500, 1)) * 0.01 + rng.standard_normal((500, 4)) * 1e-5
     assert bootstrap.smallest_good([4, 10, 32, 100], values, paired, every) == 32
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -0.2, float("nan"), float("inf")])
+def test_replicates_that_are_alike_cannot_tell(value):
+    got = bootstrap.estimate(value, np.full(1000, value))
+    assert not got.can_tell
+    assert got.verdict() == "cannot tell"
+    assert got.words().startswith("cannot tell")
+    assert "excluded" not in got.words()
+    assert "equivalent" not in got.words()
+
+
+def test_undefined_and_infinite_replicates_are_left_out():
+    rng = np.random.default_rng(0)
+    replicates = rng.normal(0.5, 0.1, 1000)
+    got = bootstrap.estimate(0.5, np.concatenate([replicates, [np.nan, np.inf, -np.inf]]))
+    assert got == bootstrap.estimate(0.5, replicates)
+
+
+def test_an_interval_ends_where_the_figure_does():
+    rng = np.random.default_rng(0)
+    replicates = np.minimum(rng.normal(0.95, 0.05, 1000), 1.0)
+    free, cut = bootstrap.estimate(0.98, replicates), bootstrap.estimate(0.98, replicates, (0.0, 1.0))
+    assert free.high > 1.0 == cut.high
+    assert (cut.low, cut.narrow_low, cut.error) == (free.low, free.narrow_low, free.error)
+    assert bootstrap.estimate(0.02, 1 - replicates, (0.0, 1.0)).low == 0.0
+
+
+def test_a_label_whose_replicates_are_alike_is_not_resolved():
+    p = bootstrap.p_values(np.array([0.3, 0.0]), np.tile([0.3, 0.0], (500, 1)))
+    assert np.isnan(p[0])
+    assert p[1] == 1.0
+    assert not bootstrap.benjamini_hochberg(p, 0.1).any()

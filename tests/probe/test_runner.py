@@ -1,7 +1,8 @@
-"""The probe's cells on known ground: what it reports, when it reads what, and that it goes on where it stopped."""
+"""The probe's table on known ground: what it reports, when it reads what, and that it goes on where it stopped."""
 
 import importlib.util
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,12 +10,16 @@ import torch
 
 from balance.errors import UserError
 from balance.probe import conclusions, training_sets
+from balance.probe.bootstrap import Verdict
 from balance.probe.config import Judge, ProbeConfig
-from balance.probe.data import Problem, Side
+from balance.probe.data import ProbeData, Side
+from balance.probe.estimates import groups_of
 from balance.probe.features import TrainingSet
+from balance.probe.fitting import Fitter
 from balance.probe.logistic import Columns, fit
 from balance.probe.ranking_metrics import Ranking, macro
 from balance.probe.runner import Probe
+from balance.records import Labels
 from balance.search.top_k import ArrayVectors
 from tests.paths import REPOSITORY
 
@@ -60,15 +65,92 @@ def test_known_ground(world, verdict, tmp_path):
     probe = probe_of(small_problem(world), tmp_path, draws=5)
     table = probe.run([a for a in probe.arms() if a.rule in (training_sets.NEIGHBOURS, training_sets.RANDOM)])
     found = conclusions.find(probe, table)
-    row = next(r for r in found["comparisons"] if (r["reading"], r["figure"]) == ("logistic", "map"))
-    assert row["verdict"] == verdict
-    assert verdict in row["words"]
+    row = next(r for r in found.comparisons if (r.reading, r.figure) == ("logistic", "map"))
+    assert row.verdict == verdict
+    assert verdict in row.words
     if world != "a":
-        assert found["recommended_k"] is None
-        assert any(s.startswith("no K beats random here") for s in found["sentences"])
+        assert found.recommended_k is None
+        assert any(s.startswith("no K beats random here") for s in found.sentences)
 
 
-def test_a_probe_goes_on_at_its_next_cell_and_ends_the_same(tmp_path, monkeypatch):
+def test_few_evaluation_clips_judge_nothing(tmp_path):
+    """Also no warning of numpy's (which pytest makes an error)."""
+    probe = probe_of(small_problem(seeds=60, pool=600, eval=24), tmp_path)
+    found = conclusions.find(probe, probe.run())
+    assert {row.verdict for row in found.comparisons} == {Verdict.too_few}
+    assert "the evaluation clips' bootstrap draws 24 videos, and at least 30 are needed" in found.comparisons[0].words
+    assert not any(word in " ".join(found.sentences) for word in ("equivalent", "excluded", " tested"))
+    for arm in found.arms:
+        for value in (arm.readings[name][figure] for name in arm.readings for figure in ("map", "map_prior")):
+            assert value.low is None or 0 <= value.low <= value.high <= 1
+
+
+def test_labels_with_few_evaluation_clips_judge_nothing():
+    problem = small_problem(seeds=60, pool=600, eval=60)
+    assert conclusions.too_few(problem) is None
+    sets = [[problem.label_ids[i % 8]] if i < 32 else [] for i in range(60)]  # four of each of the eight
+    side = Side(problem.evaluation.vectors, WORLDS.coded(sets), problem.evaluation.groups)
+    words = conclusions.too_few(replace(problem, evaluation=side))
+    assert words == "too few to judge: 0 of 8 labels have 5 evaluation clips, at least half must"
+
+
+def test_few_seeds_choose_no_k(tmp_path):
+    probe = probe_of(small_problem(seeds=24, pool=600, eval=200), tmp_path)
+    found = conclusions.find(probe, probe.run())
+    assert found.recommended_k is None
+    assert any(s.startswith("no K can be recommended: too few to judge: the held-out seeds'") for s in found.sentences)
+
+
+def test_arms_that_rank_all_clips_right_cannot_be_told_apart(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def side(num):
+        vectors = np.eye(4)[np.arange(num) % 4] + 0.01 * rng.random((num, 4))
+        sets = [[f"/m/{i % 4}"] for i in range(num)]
+        return Side(ArrayVectors(vectors.astype(np.float32)), Labels.of(sets), np.arange(num))
+
+    problem = ProbeData(
+        seeds=side(60), pool=side(400), evaluation=side(80),
+        chosen=rng.integers(0, 400, (60, 20)).astype(np.int32), same_space=False, fingerprint="all right",
+        names={}, missing={}, pool_ids=None,
+    )  # fmt: skip
+    probe = probe_of(problem, tmp_path)
+    found = conclusions.find(probe, probe.run())
+    of_map = {row.verdict for row in found.comparisons if row.figure == "map"}
+    assert of_map == {Verdict.cannot_tell}
+    assert found.recommended_k is None
+    assert not any(label.resolved for label in found.labels)
+
+
+def test_nothing_is_said_of_fits_that_are_not_finished(tmp_path):
+    probe = probe_of(small_problem(seeds=60, pool=600, eval=200), tmp_path, steps=2)
+    found = conclusions.find(probe, probe.run())
+    assert {r.verdict for r in found.comparisons if r.reading == "logistic"} == {Verdict.not_finished}
+    assert not {r.verdict for r in found.comparisons if r.reading == "knn"} & {Verdict.not_finished}
+    assert found.recommended_k is None
+    words = "not finished: a fit ended at probe.steps=2 passes before its scores settled"
+    assert f"no K can be recommended: {words}." in found.sentences
+    assert f"mAP, neighbours k=20 against the whole pool: {words}." in found.sentences
+    assert any(w.startswith("pool: after 2 passes the next step would still move") for w in found.warnings)
+    assert all(label.p is None for label in found.labels)
+
+
+@pytest.mark.parametrize("grid", [[10.0, 3.16], [0.01, 0.00316]])
+def test_the_grid_widens_where_its_end_is_best(grid, tmp_path):
+    problem = small_problem(seeds=60, pool=600, eval=50)
+    arm = training_sets.neighbours(problem.chosen, probe_of(problem, tmp_path).fitter.folds, 20)
+    wide = [float(f"{10 ** (-i / 2):.3g}") for i in range(-4, 10)]
+    want = probe_of(problem, tmp_path, penalties=wide).fitter.fit(arm, Judge.all, None)
+    got = probe_of(problem, tmp_path, penalties=grid).fitter.fit(arm, Judge.all, None)
+    assert 1e-3 < want.penalty < 3
+    assert got.penalty == pytest.approx(want.penalty, rel=0.02)
+    assert not got.at_edge
+    tried = got.path[:, 0].tolist()
+    assert set(grid) < set(tried)
+    assert tried == sorted(tried, reverse=True)
+
+
+def test_a_probe_goes_on_at_its_next_fit_and_ends_the_same(tmp_path, monkeypatch):
     problem = small_problem(seeds=60, pool=600, eval=200)
     whole = conclusions.find(p := probe_of(problem, tmp_path / "whole"), p.run())
 
@@ -76,7 +158,7 @@ def test_a_probe_goes_on_at_its_next_cell_and_ends_the_same(tmp_path, monkeypatc
         pass
 
     made = []
-    make = Probe.training_set
+    make = Fitter.training_set
 
     def limited(self, arm):
         made.append(arm.title)
@@ -84,26 +166,26 @@ def test_a_probe_goes_on_at_its_next_cell_and_ends_the_same(tmp_path, monkeypatc
             raise Stopped
         return make(self, arm)
 
-    monkeypatch.setattr(Probe, "training_set", limited)
+    monkeypatch.setattr(Fitter, "training_set", limited)
     with pytest.raises(Stopped):
         probe_of(problem, tmp_path / "parts").run()
     first = made[:3]
     made[:] = ["none"] * 10
     again = probe_of(problem, tmp_path / "parts")
     assert conclusions.find(again, again.run()) == whole
-    cells = len(again.arms())
-    assert len(made) - 10 == (cells - 3) + cells  # fits that were left, and the k-NN vote of every cell
+    fits = len(again.arms())
+    assert len(made) - 10 == (fits - 3) + fits  # fits that were left, and the k-NN vote of every arm
     assert made[10] not in first
 
 
-def test_a_damaged_cell_is_made_again(tmp_path):
+def test_a_damaged_fit_is_made_again(tmp_path):
     problem = small_problem(seeds=60, pool=600, eval=200)
     probe = probe_of(problem, tmp_path)
     arm = training_sets.seeds_alone()
-    whole = probe.cell(arm, Judge.all, None, 0)
+    whole = probe.fit(arm, Judge.all, None)
     (file,) = tmp_path.glob("*.npz")
     file.write_bytes(file.read_bytes()[:100])
-    assert (probe.cell(arm, Judge.all, None, 0).weight == whole.weight).all()
+    assert (probe.fit(arm, Judge.all, None).weight == whole.weight).all()
 
 
 def test_the_evaluation_is_read_once_after_all_choices(tmp_path, monkeypatch):
@@ -117,41 +199,44 @@ def test_the_evaluation_is_read_once_after_all_choices(tmp_path, monkeypatch):
 
     side = problem.evaluation
     watched = Side(Watched(side.vectors.read(0, 200)), side.labels, side.groups)
-    values = {name: getattr(problem, name) for name in Problem.__dataclass_fields__}
-    cell, choose = Probe.cell, Probe._choose_k
-    monkeypatch.setattr(Probe, "cell", lambda self, *a: (events.append("cell"), cell(self, *a))[1])
+    values = {name: getattr(problem, name) for name in ProbeData.__dataclass_fields__}
+    fit, choose = Probe.fit, Probe._choose_k
+    monkeypatch.setattr(Probe, "fit", lambda self, *a: (events.append("fit"), fit(self, *a))[1])
     monkeypatch.setattr(Probe, "_choose_k", lambda self, c: (events.append("choice of K"), choose(self, c))[1])
-    probe = probe_of(Problem(**{**values, "evaluation": watched}), tmp_path)
+    probe = probe_of(ProbeData(**{**values, "evaluation": watched}), tmp_path)
     probe.run()
-    assert events == ["cell"] * len(probe.arms()) + ["choice of K", "evaluation"]
+    assert events == ["fit"] * len(probe.arms()) + ["choice of K", "evaluation"]
 
 
 @pytest.mark.parametrize("judge", [Judge.all, Judge.one])
 def test_held_out_figures_equal_fits_without_the_fold(judge, tmp_path):
     problem = small_problem(seeds=100, pool=600, eval=100)
-    probe = probe_of(problem, tmp_path, judge=judge)
-    arm = training_sets.neighbours(problem.chosen, probe.folds, 20)
-    cell = probe.cell(arm, judge, np.array([[0.01, 0.5]]), 0)
+    fitter = probe_of(problem, tmp_path, judge=judge).fitter
+    arm = training_sets.neighbours(problem.chosen, fitter.folds, 20)
+    got = fitter.fit(arm, judge, np.array([[0.01, 0.5]]))
     truth = problem.seeds.labels.matrix().toarray()
-    columns = probe.heldout_columns(judge)
+    columns = fitter.heldout_columns(judge)
     scores = np.full(truth.shape, -np.inf, dtype=np.float32)
-    seeds = probe.space.standardise(problem.seeds.vectors.read(0, 100))
+    seeds = fitter.space.standardise(problem.seeds.vectors.read(0, 100))
     for fold in range(5):
-        kept_seeds, kept_rows = probe.folds != fold, arm.rows[arm.leaves != fold]
+        kept_seeds, kept_rows = fitter.folds != fold, arm.rows[arm.excluded_fold != fold]
         labels = np.concatenate([truth[kept_seeds], problem.pool.labels.matrix().toarray()[kept_rows]])
         examples = TrainingSet(
-            seeds[kept_seeds], problem.pool.vectors, kept_rows, probe.space,
+            seeds[kept_seeds], problem.pool.vectors, kept_rows, fitter.space,
             labels=WORLDS.coded([[]]).matrix().__class__(labels), weights=np.ones(len(labels), dtype=np.float32),
             held_out=np.zeros((len(labels), 0), dtype=bool), device=CPU, memory_bytes=1 << 30,
         )  # fmt: skip
         learnt = columns.labels[columns.folds == fold]
-        model = fit(examples, Columns(learnt, np.full(len(learnt), -1)), 0.01, steps=30, device=CPU)
+        everywhere = Columns(learnt, np.full(len(learnt), -1))
+        model = fit(examples, everywhere, 0.01, torch.from_numpy(seeds), passes=600, device=CPU)
         mine = np.flatnonzero(~kept_seeds)
         scores[np.ix_(mine, learnt)] = model.scores(torch.from_numpy(seeds[mine])).numpy()
     judged = np.isfinite(scores)
-    assert judged.sum() == (judged.size if judge is Judge.all else sum((probe.folds == f).sum() for f in columns.folds))
+    assert judged.sum() == (
+        judged.size if judge is Judge.all else sum((fitter.folds == f).sum() for f in columns.folds)
+    )
     want = Ranking(scores, WORLDS.coded([[]]).matrix().__class__(truth * judged)).figures().ap
-    assert macro(cell.heldout[None])[0] == pytest.approx(macro(want)[0], abs=2e-3)
+    assert macro(got.heldout[None])[0] == pytest.approx(macro(want)[0], abs=2e-3)
 
 
 def test_draws_and_arms_of_the_table(tmp_path):
@@ -162,14 +247,14 @@ def test_draws_and_arms_of_the_table(tmp_path):
     assert titles[5] == "stratified k=2 draw 1"
     assert titles[-2:] == ["pool", "pool, weighted"]
     assert len(titles) == 1 + 2 * 7 + 2
-    groups = conclusions.groups_of(type("T", (), {"cells": tuple(type("C", (), {"arm": a}) for a in probe.arms())}))
+    groups = groups_of([type("Fit", (), {"arm": a}) for a in probe.arms()])
     assert [g.title for g in groups[:4]] == ["seeds", "neighbours k=2", "random k=2", "stratified k=2"]
 
 
 def test_weighted_pool_has_the_published_weights(tmp_path):
     problem = small_problem(seeds=60, pool=300, eval=100)
     probe = probe_of(problem, tmp_path)
-    got = probe.training_set(training_sets.whole_pool(300, weighted=True)).weights
+    got = probe.fitter.training_set(training_sets.whole_pool(300, weighted=True)).weights
     sets = [problem.seeds.labels[i] for i in range(60)] + [problem.pool.labels[i] for i in range(300)]
     count = {name: sum(name in s for s in sets) for name in problem.label_ids}
     want = np.array([sum(1000 / (count[name] + 1) for name in s) for s in sets])
@@ -181,20 +266,20 @@ def test_absent_labels_edges_and_the_same_space_are_said(tmp_path):
     last = problem.label_ids[-1]
     without = [[x for x in problem.evaluation.labels[i] if x != last] for i in range(200)]
     seeds = [[x for x in problem.seeds.labels[i] if x != problem.label_ids[-2]] for i in range(60)]
-    values = {name: getattr(problem, name) for name in Problem.__dataclass_fields__}
+    values = {name: getattr(problem, name) for name in ProbeData.__dataclass_fields__}
     values["evaluation"] = Side(problem.evaluation.vectors, WORLDS.coded(without), problem.evaluation.groups)
     values["seeds"] = Side(problem.seeds.vectors, WORLDS.coded(seeds), problem.seeds.groups)
     values |= {"same_space": True, "names": {last: "Yodel"}}
-    probe = probe_of(Problem(**values), tmp_path, penalties=[1e-6, 1e-7])
+    probe = probe_of(ProbeData(**values), tmp_path, penalties=[1e-12, 1e-13])
     found = conclusions.find(probe, probe.run())
-    assert found["labels_not_in_evaluation"] == ["Yodel"]
-    warnings = "\n".join(found["warnings"])
+    assert found.labels_not_in_evaluation == ("Yodel",)
+    warnings = "\n".join(found.warnings)
     assert "1 of 8 labels have no evaluation clip and count in no figure: Yodel" in warnings
     assert "1 labels have no seed" in warnings
     assert "is the largest tried" in warnings
     assert "seeds: 1 labels are on none (or all) of its clips" in warnings
-    assert found["sentences"][0].startswith("same space: optimistic or pessimistic, not evidence")
-    assert found["counts"]["labels_evaluated"] == 7
+    assert found.sentences[0].startswith("same space: optimistic or pessimistic, not evidence")
+    assert found.counts.labels_evaluated == 7
 
 
 @pytest.mark.parametrize(
@@ -215,7 +300,7 @@ def test_refused_values(changes, words):
 
 def test_more_neighbours_than_known_and_fewer_seeds_than_folds(tmp_path):
     problem = small_problem(seeds=60, pool=600, eval=100)
-    with pytest.raises(UserError, match="only 20 neighbours a seed are known"):
+    with pytest.raises(UserError, match="only 20 neighbours per seed are known"):
         probe_of(problem, tmp_path, k=[5, 21]).arms()
     with pytest.raises(UserError, match="there are only 4 seeds"):
         probe_of(small_problem(seeds=4, pool=600, eval=100), tmp_path)
@@ -226,5 +311,5 @@ def test_a_large_table_is_judged_in_one_fold(tmp_path, monkeypatch):
     assert probe.judge_for(probe.arms()) is Judge.all
     monkeypatch.setattr("balance.probe.runner.JUDGE_ALL", 1000)
     assert probe.judge_for(probe.arms()) is Judge.one
-    columns = probe.heldout_columns(Judge.one)
-    assert sorted(columns.labels.tolist()) == list(range(probe.num_labels))
+    columns = probe.fitter.heldout_columns(Judge.one)
+    assert sorted(columns.labels.tolist()) == list(range(probe.fitter.num_labels))

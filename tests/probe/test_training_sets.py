@@ -31,7 +31,7 @@ def test_neighbours_leave_with_a_fold_unless_a_seed_of_another_fold_chose_them_t
             choosers.setdefault(int(row), set()).add(int(folds[seed]))
     assert arm.rows.tolist() == sorted(choosers)
     want = [next(iter(choosers[r])) if len(choosers[r]) == 1 else -1 for r in arm.rows.tolist()]
-    assert arm.leaves.tolist() == want
+    assert arm.excluded_fold.tolist() == want
     assert len(set(want)) > 2  # both kinds occur
 
 
@@ -39,7 +39,7 @@ def test_a_missing_neighbour_and_a_row_that_nobody_chose():
     chosen = np.array([[3, -1], [5, 3]], dtype=np.int32)
     folds = np.array([0, 1])
     assert training_sets.neighbours(chosen, folds, 2).rows.tolist() == [3, 5]
-    assert training_sets.leaving(chosen, folds, np.array([3, 5, 9])).tolist() == [-1, 1, -1]
+    assert training_sets.excluded_folds(chosen, folds, np.array([3, 5, 9])).tolist() == [-1, 1, -1]
 
 
 def test_random_draws_match_in_size_also_in_every_fold_and_are_nested():
@@ -50,13 +50,14 @@ def test_random_draws_match_in_size_also_in_every_fold_and_are_nested():
         for draw in draws:
             assert len(np.unique(draw.rows)) == len(like.rows)
             assert (np.diff(draw.rows) > 0).all()
-            assert np.bincount(draw.leaves + 1).tolist() == np.bincount(like.leaves + 1).tolist()
+            assert np.bincount(draw.excluded_fold + 1).tolist() == np.bincount(like.excluded_fold + 1).tolist()
     assert len({tuple(d.rows.tolist()) for d in draws_small}) == 5
     for a, b in zip(draws_small, draws_large, strict=True):
         assert set(a.rows.tolist()) < set(b.rows.tolist())
     again = list(training_sets.random_draws(small, 200, 5, seed=7))
     assert all(
-        (a.rows == b.rows).all() and (a.leaves == b.leaves).all() for a, b in zip(draws_small, again, strict=True)
+        (a.rows == b.rows).all() and (a.excluded_fold == b.excluded_fold).all()
+        for a, b in zip(draws_small, again, strict=True)
     )
 
 
@@ -83,7 +84,7 @@ def test_stratified_draws_have_the_same_label_sets():
 
     draws = list(training_sets.stratified_draws(like, labels, 3, seed=1))
     assert all(sets(d.rows) == sets(like.rows) for d in draws)
-    assert all(np.bincount(d.leaves + 1).tolist() == np.bincount(like.leaves + 1).tolist() for d in draws)
+    assert all(np.bincount(d.excluded_fold + 1).tolist() == np.bincount(like.excluded_fold + 1).tolist() for d in draws)
     assert len({tuple(d.rows.tolist()) for d in draws}) == 3
 
 
@@ -101,9 +102,9 @@ def test_stratified_draws_by_the_definition():
         for row in rng.permutation(200).tolist():
             by_set[sets[row]].append(row)
         drawn = [row for one, rows in by_set.items() for row in rows[: wanted[one]]]
-        leaves = dict(zip(drawn, rng.permutation(like.leaves).tolist(), strict=True))
+        leaves = dict(zip(drawn, rng.permutation(like.excluded_fold).tolist(), strict=True))
         assert arm.rows.tolist() == sorted(drawn)
-        assert arm.leaves.tolist() == [leaves[row] for row in sorted(drawn)]
+        assert arm.excluded_fold.tolist() == [leaves[row] for row in sorted(drawn)]
 
 
 def test_folds_are_even_keep_videos_together_and_spread_rare_labels():
@@ -123,7 +124,7 @@ def test_folds_are_even_keep_videos_together_and_spread_rare_labels():
 def test_whole_pool_and_seeds_alone_hold_nothing_out():
     weighted, plain = training_sets.whole_pool(30, weighted=True), training_sets.whole_pool(30, weighted=False)
     assert weighted.rows.tolist() == plain.rows.tolist() == list(range(30))
-    assert (weighted.leaves == -1).all()
+    assert (weighted.excluded_fold == -1).all()
     assert (weighted.weighted, plain.weighted) == (True, False)
     assert len(training_sets.seeds_alone().rows) == 0
     assert weighted.title == "pool, weighted"

@@ -1,0 +1,203 @@
+"""One training set, fitted: λ chosen on held-out seeds, then a fit on all its rows.
+
+In: `ProbeData` and an arm; out: `FitResult`. λ is judged over folds of the seeds, the same folds for all arms; a fold
+excludes what only its seeds chose. The path over λ starts at the largest and goes beyond the grid by itself where the
+best λ lies at an end of it. The evaluation clips are not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import scipy.sparse
+import torch
+
+from balance.data.vipant_index import index_weights
+from balance.errors import UserError
+from balance.probe import training_sets
+from balance.probe.bootstrap import resample
+from balance.probe.config import Judge, ProbeConfig
+from balance.probe.data import ProbeData
+from balance.probe.features import Space, TrainingSet
+from balance.probe.logistic import Columns, Fit, Solver
+from balance.probe.ranking_metrics import Ranking, macro
+from balance.probe.results import FitResult
+from balance.probe.training_sets import Arm
+from balance.records import Float32, Float64, Labels
+
+WATCHED_POOL = 1024  # pool clips, evenly spaced, whose scores must settle beside the seeds'
+PATIENCE = 2  # λ's in a row that are worse than the best end the path,
+CLEARLY_WORSE = 0.005  # … or one that is worse by so much mAP
+BEYOND_THE_GRID = 4  # λ's at most that are added at either end of the grid
+
+
+class Fitter:
+    """Fits the arms of one set of data. progress: called with what is being done."""
+
+    def __init__(
+        self,
+        data: ProbeData,
+        config: ProbeConfig,
+        *,
+        seed: int,
+        device: torch.device,
+        progress: Callable[[str], None] = lambda what: None,
+    ) -> None:
+        if len(data.seeds) < config.folds:
+            raise UserError(f"probe.folds={config.folds}: there are only {len(data.seeds)} seeds; type probe.folds=2")
+        self.data, self.config, self.device, self._progress = data, config, device, progress
+        self.num_labels = len(data.label_ids)
+        self.space = Space.of(data.pool.vectors)
+        self._seeds = self.space.standardise(data.seeds.vectors.read(0, len(data.seeds)))
+        self._seed_truth, self._pool_truth = data.seeds.labels.matrix(), data.pool.labels.matrix()
+        some = np.unique(np.linspace(0, len(data.pool) - 1, min(len(data.pool), WATCHED_POOL)).astype(np.int64))
+        watched = np.concatenate([self._seeds, self.space.standardise(data.pool.vectors.take(some))])
+        self._watched = torch.from_numpy(watched).to(device)
+        rng = np.random.default_rng([seed, 0])
+        self.folds = training_sets.fold_seeds(data.seeds.labels, data.seeds.groups, config.folds, rng)
+        self._heldout_weights = resample(data.seeds.groups, config.bootstrap, np.random.default_rng([seed, 11]))
+        self._pool_weights: Float32 | None = None
+
+    def training_set(self, arm: Arm) -> TrainingSet:
+        """The rows of an arm: seeds, then its pool clips."""
+        num_seeds = len(self.data.seeds)
+        folds = np.arange(self.config.folds)
+        held_out = np.concatenate([self.folds[:, None] == folds, arm.excluded_fold[:, None] == folds])
+        weights = np.ones(num_seeds + len(arm.rows), dtype=np.float32)
+        if arm.weighted:
+            if self._pool_weights is None:
+                self._pool_weights = _sampling_weights(self.data.seeds.labels, self.data.pool.labels)
+            at = np.concatenate([np.arange(num_seeds), num_seeds + arm.rows])
+            weights = self._pool_weights[at] / self._pool_weights[at].mean()
+        return TrainingSet(
+            self._seeds,
+            self.data.pool.vectors,
+            arm.rows,
+            self.space,
+            labels=scipy.sparse.vstack([self._seed_truth, self._pool_truth[arm.rows]], format="csr"),
+            weights=weights.astype(np.float32),
+            held_out=held_out,
+            device=self.device,
+            memory_bytes=self.config.memory_bytes,
+        )
+
+    def heldout_columns(self, judge: Judge) -> Columns:
+        """The (label, fold) pairs in which labels are judged: all, or for each label the fold with most positives."""
+        positives = np.stack(
+            [np.asarray(self._seed_truth[self.folds == f].sum(axis=0)).ravel() for f in range(self.config.folds)]
+        )  # (F, L)
+        known = positives.sum(axis=0) > 0
+        pairs = np.full(positives.shape, judge is Judge.all)
+        if judge is Judge.one:
+            pairs[positives.argmax(axis=0), np.arange(self.num_labels)] = True
+        folds, labels = np.nonzero(pairs & known)
+        return Columns(labels.astype(np.int64), folds.astype(np.int64))
+
+    def fit(self, arm: Arm, judge: Judge, path: Float64 | None) -> FitResult:
+        """path: of the arm whose λ this one shares; None: λ is chosen here."""
+        examples = self.training_set(arm)
+        heldout = self._solver(examples, self.heldout_columns(judge))
+        if path is None:
+            path, heldout = self._choose_penalty(heldout, arm.title)
+        else:
+            self._settle(heldout, best_penalty(path), arm.title)
+        penalty = best_penalty(path)
+        everywhere = self._solver(
+            examples, Columns(np.arange(self.num_labels), np.full(self.num_labels, -1, dtype=np.int64))
+        )
+        self._settle(everywhere, penalty, arm.title)
+        fit, judged = everywhere.result(), heldout.result()
+        ranking = self._heldout_ranking(judged, heldout.columns)
+        left = max(float(one.left.max(initial=0.0)) for one in (fit, judged))
+        return FitResult(
+            arm=arm,
+            penalty=penalty,
+            path=path,
+            weight=fit.weight.cpu().numpy(),
+            bias=fit.bias.cpu().numpy(),
+            trained=fit.trained,
+            heldout=ranking.figures().ap[0],
+            heldout_replicates=ranking.figures(self._heldout_weights).ap.astype(np.float32),
+            unfinished=min(left, 1.0),
+        )
+
+    def _solver(self, examples: TrainingSet, columns: Columns) -> Solver:
+        return Solver(examples, columns, self._watched, device=self.device)
+
+    def _settle(self, solver: Solver, penalty: float, title: str) -> None:
+        solver.settle(
+            penalty, self.config.steps, lambda done: self._progress(f"{title}: λ = {penalty:g}, pass {done + 1}")
+        )
+
+    def _heldout_ranking(self, fit: Fit, columns: Columns) -> Ranking:
+        """The ranking of the held-out seeds by their folds' fits."""
+        scores = np.full((len(self._seeds), self.num_labels), -np.inf, dtype=np.float32)
+        judged = np.zeros(scores.shape, dtype=bool)
+        for fold, at in columns.slices():
+            mine = np.flatnonzero(self.folds == fold)
+            features = torch.from_numpy(self._seeds[mine]).to(self.device)
+            values = torch.addmm(fit.bias[at], features, fit.weight[:, at]).cpu().numpy()
+            scores[np.ix_(mine, columns.labels[at])] = values
+            judged[np.ix_(mine, columns.labels[at])] = True
+        # A label judged in one fold: the other folds' seeds come last (−inf) as negatives, where AP does not see them.
+        truth = self._seed_truth.multiply(judged).tocsr()
+        truth.eliminate_zeros()
+        return Ranking(scores, truth)
+
+    def _choose_penalty(self, start: Solver, title: str) -> tuple[Float64, Solver]:
+        """λ's with their held-out macro mAP, (p, 2), λ descending, and the fit at the best of them.
+
+        Every second λ of the grid from the largest down, until PATIENCE in a row are worse than the best or one clearly
+        is; then the two beside the best; then beyond the grid, while the best is its last on either side. Each λ starts
+        from the fit of the nearest one before it.
+        """
+        grid = self.config.penalties
+        tried: dict[int, tuple[float, Solver]] = {}
+
+        def judge(i: int) -> None:
+            before = [j for j in tried if j < i] or list(tried)
+            solver = (tried[min(before, key=lambda j: abs(j - i))][1] if before else start).fork()
+            self._settle(solver, _grid_value(grid, i), title)
+            score = float(macro(self._heldout_ranking(solver.result(), solver.columns).figures().ap)[0])
+            tried[i] = (-np.inf if np.isnan(score) else score, solver)
+
+        def best() -> int:
+            return max(tried, key=lambda i: (tried[i][0], -i))
+
+        for i in sorted({*range(0, len(grid), 2), len(grid) - 1}):
+            judge(i)
+            top = best()
+            if sum(j > top for j in tried) >= PATIENCE or tried[i][0] < tried[top][0] - CLEARLY_WORSE:
+                break
+        for i in (best() - 1, best() + 1):
+            if i in range(len(grid)) and i not in tried:
+                judge(i)
+        while np.isfinite(tried[top := best()][0]):
+            following = top - 1 if top == min(tried) else top + 1 if top == max(tried) else None
+            if following is None or not -BEYOND_THE_GRID <= following < len(grid) + BEYOND_THE_GRID:
+                break
+            judge(following)
+        path = np.array([(_grid_value(grid, i), tried[i][0]) for i in sorted(tried)])
+        return np.where(np.isinf(path), np.nan, path), tried[best()][1]
+
+
+def best_penalty(path: Float64) -> float:
+    """The λ of the highest held-out mAP, the larger of two alike; the largest where no label could be judged."""
+    return float(path[0 if np.isnan(path[:, 1]).all() else int(np.nanargmax(path[:, 1])), 0])
+
+
+def _grid_value(grid: list[float], i: int) -> float:
+    """The i-th λ of a descending grid, which goes on beyond its ends by its own last factors."""
+    if i in range(len(grid)):
+        return grid[i]
+    end, beside = (0, 1) if i < 0 else (-1, -2)
+    factor = grid[end] / grid[beside] if len(grid) > 1 else 10.0 ** (0.5 if i < 0 else -0.5)
+    return float(f"{grid[end] * factor ** (-i if i < 0 else i - len(grid) + 1):.3g}")
+
+
+def _sampling_weights(seeds: Labels, pool: Labels) -> Float32:
+    """VIP-ANT's weight of every seed and pool clip, counted over both, scaled to mean 1: (S + P,) float32."""
+    offsets = np.concatenate([seeds.offsets, pool.offsets[1:] + seeds.offsets[-1]])
+    weights = index_weights(Labels(seeds.names, offsets, np.concatenate([seeds.codes, pool.codes])))
+    return np.asarray(weights / weights.mean(), dtype=np.float32)
