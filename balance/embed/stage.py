@@ -40,7 +40,7 @@ from balance.embed.use import Use
 from balance.embed.worker import EmbedTask, embed_on
 from balance.encoders.checkpoint import Checkpoint
 from balance.encoders.config import EncoderConfig
-from balance.encoders.device import worker_devices
+from balance.encoders.device import slow_bfloat16, worker_devices
 from balance.encoders.precision import Precision
 from balance.errors import UserError
 from balance.records import SPLITS, DecodeFailure, Failure, Index, Int64, Partial, Split
@@ -233,6 +233,8 @@ def _make(config: EmbedConfig, task: EmbedTask, present: Mapping[str, int], dim:
     """Embed the plan, with a bar and the early stop of `max_failures`. present: clips on disk or embedded, by split."""
     gigabytes = len(task.plan) * (4 * dim + 120) / 1e9
     devices = worker_devices(task.device, config.num_processes)
+    if task.device == "cpu" and task.precision is Precision.bfloat16 and slow_bfloat16():
+        log.warning("on this processor bfloat16 is slower than float32: type encoder.precision=float32")
     log.info(
         "embedding %s clips in %d parts on %s (%s) with %d decoders: %.3g GB of store in %s",
         f"{len(task.plan):,}",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from balance.encoders.device import resolve_device, shown_gpu
+from balance.encoders.device import resolve_device, shown_gpu, slow_bfloat16
 from balance.errors import UserError
 
 CPU = torch.device("cpu")
@@ -67,3 +67,26 @@ def test_nvidia_smi_shows_a_gpu(machine: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_cuda_asked_for_and_absent(machine: Path, name: str) -> None:
     with pytest.raises(UserError, match=f"encoder.device={name}: torch sees no GPU.*encoder.device=cpu"):
         resolve_device(name)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "flags", "slow"),
+    [
+        ("GenuineIntel", "avx2 avx512f avx512_bf16", True),  # Cooper Lake
+        ("GenuineIntel", "avx512_bf16 amx_bf16 amx_tile", False),  # Sapphire Rapids
+        ("GenuineIntel", "avx2", True),
+        ("AuthenticAMD", "avx2 avx512f avx512_bf16", False),  # Zen 4
+        ("AuthenticAMD", "avx2", True),  # Zen 3
+    ],
+)
+def test_bfloat16_is_slow_where_the_processor_has_no_fast_instruction_for_it(
+    tmp_path: Path, vendor: str, flags: str, slow: bool
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"vendor_id\t: {vendor}\nflags\t\t: fpu {flags}\n")
+    assert slow_bfloat16(tmp_path / "cpuinfo") is slow
+
+
+def test_of_an_unknown_processor_nothing_is_said(tmp_path: Path) -> None:
+    assert not slow_bfloat16(tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text("CPU implementer\t: 0x41\nFeatures\t: fp asimd bf16\n")
+    assert not slow_bfloat16(tmp_path / "cpuinfo")
