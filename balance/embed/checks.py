@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import logging
 import sys
@@ -133,16 +134,14 @@ class PrecisionReport:
 def measure_precision(task: worker.EmbedTask, seeds: Split, pool: Split, *, seed: int) -> PrecisionReport | None:
     """The store's precision report; measured once, when the store first has rows, and kept as `precision.json`."""
     kept = task.directory / "precision.json"
-    if kept.is_file():
-        report = PrecisionReport(**json.loads(kept.read_text("utf-8")))
-    else:
-        measured = _measure(task, seeds, pool, seed)
-        if measured is None:
+    report = _read_report(kept)
+    if report is None:
+        report = _measure(task, seeds, pool, seed)
+        if report is None:
             log.warning("the cost of precision %s is unknown: the sample's media are not there", task.precision.value)
             return None
-        report = measured
         with contextlib.suppress(OSError):  # a colleague's finished store may be read-only: measured again next time
-            files.write_json(kept, asdict(report))
+            files.write_json(kept, asdict(report) | {"checksum": _checksum(report)})
     log.info(
         "precision %s beside float32 on a sample: cosine %.6f (least %.6f), overlap@10 of the neighbours %.3f",
         report.precision,
@@ -159,6 +158,21 @@ def measure_precision(task: worker.EmbedTask, seeds: Split, pool: Split, *, seed
             _OVERLAP_WARNING,
         )
     return report
+
+
+def _read_report(file: Path) -> PrecisionReport | None:
+    """What was measured earlier; None where nothing was, or where the file is damaged."""
+    try:
+        values = json.loads(file.read_bytes())
+        checksum = values.pop("checksum")
+        report = PrecisionReport(**values)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        return None
+    return report if checksum == _checksum(report) else None
+
+
+def _checksum(report: PrecisionReport) -> str:
+    return hashlib.sha256(json.dumps(asdict(report)).encode()).hexdigest()
 
 
 def _measure(task: worker.EmbedTask, seeds: Split, pool: Split, seed: int) -> PrecisionReport | None:

@@ -92,7 +92,7 @@ def test_a_signal_ends_it_in_order_within_ten_seconds(world: World, tmp_path: Pa
     assert f"stopped by {number.name}" in said
     assert "run the same command again" in said
     assert "Traceback" not in said
-    assert not [p for p in tmp_path.rglob("*") if p.name.startswith(("tmp-", "lock-"))]
+    assert not [p for p in tmp_path.rglob("*") if p.name.startswith(("tmp-", "lock-", "use-"))]
 
 
 def test_two_jobs_on_one_cache_share_the_work(
@@ -102,6 +102,53 @@ def test_two_jobs_on_one_cache_share_the_work(
     jobs = [start(tmp_path / name, world, cache) for name in ("a", "b")]
     said = [job.communicate(timeout=200)[1] for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0], said
+    assert store_of(tmp_path / "a") == undisturbed[0]
+    assert contents(run_dir(tmp_path / "a")) == contents(run_dir(tmp_path / "b")) == undisturbed[1]
+
+
+def encoder_workers(process: subprocess.Popen[str]) -> list[int]:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in children if b"balance.engine.local" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def test_an_encoder_worker_that_is_killed_leaves_its_parts_to_the_other(
+    world: World, undisturbed: tuple[dict[str, bytes], dict[str, bytes]], tmp_path: Path
+) -> None:
+    process = start(tmp_path, world, "num_processes=2")
+    wait_for_work(process, tmp_path, 1)
+    os.kill(encoder_workers(process)[0], signal.SIGKILL)
+    said = process.communicate(timeout=200)[1]
+    assert process.returncode == 0, said
+    assert "a worker process died (SIGKILL)" in said
+    assert (store_of(tmp_path), contents(run_dir(tmp_path))) == undisturbed
+
+
+def test_all_encoder_workers_killed_is_one_sentence(world: World, tmp_path: Path) -> None:
+    process = start(tmp_path, world, "num_processes=2")
+    wait_for_work(process, tmp_path, 1)
+    for pid in encoder_workers(process):
+        os.kill(pid, signal.SIGKILL)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert "error: all encoder workers died (SIGKILL)" in said
+    assert "Traceback" not in said
+    assert not [p for p in tmp_path.rglob("*") if p.name.startswith(("tmp-", "lock-", "use-"))]
+
+
+def test_a_job_that_starts_the_store_anew_takes_nothing_from_another(
+    world: World, undisturbed: tuple[dict[str, bytes], dict[str, bytes]], tmp_path: Path
+) -> None:
+    cache = f"cache_dir={tmp_path}/a/outputs/cache"
+    first = start(tmp_path / "a", world, cache)
+    wait_for_work(first, tmp_path / "a", 1)
+    first.send_signal(signal.SIGSTOP)
+    second = start(tmp_path / "b", world, cache, "refresh=true")
+    assert second.stderr is not None
+    while "waiting for other jobs that use the store" not in (line := second.stderr.readline()):
+        assert line
+    first.send_signal(signal.SIGCONT)
+    said = [job.communicate(timeout=200)[1] for job in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), said
     assert store_of(tmp_path / "a") == undisturbed[0]
     assert contents(run_dir(tmp_path / "a")) == contents(run_dir(tmp_path / "b")) == undisturbed[1]
 
