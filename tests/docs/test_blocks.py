@@ -22,6 +22,8 @@ from tests.docs.blocks import BLOCKS, PAGES, Block, to_run
 from tests.installed import Demo
 from tests.paths import REPOSITORY
 
+pytestmark = pytest.mark.timeout(900)  # the first of them waits for the demo
+
 SMALLER = {"512": "6", "100": "5", "32": "4", "10": "3", "4": "2", "2000": "20"}
 
 
@@ -45,6 +47,7 @@ class Desk:
             ("/models/00071478.pth", self.world.checkpoint),
             ("/data/downloads", self.downloads),
             ("/data/sounds", self.sounds),
+            ("/data/ESC-50/audio", self.downloads),
             ("/data/indexes", folder / "indexes"),
             ("/scratch/shared/balance-cache", folder / "cache"),
             ("examples/", f"{REPOSITORY}/examples/"),
@@ -75,6 +78,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory, demo: Demo) -> Desk:
             shutil.copy(world.media(record), downloads / f"{record['id']}{world.media(record).suffix}")
             rows.append(f'{record["id"]}, 0.000, 1.000, "{",".join(record["labels"])}"')  # type: ignore[arg-type]
         (lists / f"{name}.csv").write_text("\n".join(rows) + "\n")
+    esc50 = [f"{record['id']}.wav,{1 + i % 2},0,dog" for i, record in enumerate(world.records("pool"))]
+    (lists / "esc50.csv").write_text("\n".join(["filename,fold,target,category", *esc50]) + "\n")
     for split, name in (("seeds", "mine"), ("pool", "downloads")):
         (sounds / name).mkdir(parents=True)
         for record in world.records(split):

@@ -64,6 +64,7 @@ def test_every_command_answers_outside_the_checkout(installed: Installed, tmp_pa
     assert f"python -m balance.{command}" in shown.stdout
 
 
+@pytest.mark.timeout(900)
 def test_the_demo_runs_from_an_empty_folder(installed: Installed, demo: Demo) -> None:
     assert {path.name for path in demo.folder.iterdir()} == {"outputs"}
     manifest = json.loads((demo.run / "manifest.json").read_text())
