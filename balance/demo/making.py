@@ -105,7 +105,8 @@ def _make_sounds(root: Path, num_processes: int) -> None:
             try:
                 for shard in range(num_processes):
                     command = [sys.executable, "-m", "balance.demo.sounds", str(root), str(shard), str(num_processes)]
-                    makers.append(subprocess.Popen(command, stdout=write, stderr=errors))
+                    # stdin: a maker ends when it does, that is, with this process.
+                    makers.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=write, stderr=errors))
             finally:
                 os.close(write)  # so that the pipe ends with the makers
             _show_progress(done, sounds.num_files())
@@ -116,7 +117,7 @@ def _make_sounds(root: Path, num_processes: int) -> None:
         finally:
             for maker in makers:
                 maker.kill()
-                maker.wait()
+                maker.communicate()
 
 
 def _show_progress(done: IO[bytes], num_files: int) -> None:

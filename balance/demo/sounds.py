@@ -22,8 +22,7 @@ import scipy.signal
 import soundfile
 
 from balance.records import Float64
-from balance.runtime import files
-from balance.runtime.child import follow_parent
+from balance.runtime import child, files
 
 RNG_SEED = 20_260_101
 _RATES_HZ = (8000, 11025, 16000, 16000, 22050, 32000, 44100, 48000)
@@ -225,6 +224,7 @@ def _shaped(rng: np.random.Generator, num_samples: int, rate: int, gain: object)
 
 
 if __name__ == "__main__":
-    follow_parent()
+    child.end_with_stdin()
+    child.follow_parent()
     for _ in write_shard(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])):
-        os.write(1, b".")  # stdout; it fails where the parent is gone
+        os.write(1, b".")  # stdout

@@ -1,4 +1,4 @@
-"""A subprocess that follows its parent: real processes, real signals."""
+"""Subprocesses that end with their parent: real processes, real signals."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import pytest
 
 CHILD = """
 import sys, time
-from balance.runtime.child import follow_parent
-follow_parent()
+from balance.runtime import child
+child.{}()
 print("ready", flush=True)
 time.sleep(60)
 """
-PARENT = f"""
+PARENT = """
 import subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", {CHILD!r}], stdout=subprocess.PIPE)
+child = subprocess.Popen([sys.executable, "-c", {!r}], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 child.stdout.readline()
 print(child.pid, flush=True)
 time.sleep(60)
@@ -34,13 +34,15 @@ def is_running(pid: int) -> bool:
         return False
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
-def test_it_dies_with_its_parent_and_by_nothing_softer() -> None:
-    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as parent:
+@pytest.mark.parametrize("by", ["follow_parent", "end_with_stdin"])
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells who lives")
+def test_it_dies_with_its_parent(by: str) -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT.format(CHILD.format(by))], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-            os.kill(child, number)
+        if by == "follow_parent":
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+                os.kill(child, number)
         time.sleep(0.2)
         assert is_running(child)
         parent.kill()
