@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from balance.data import vipant_index
+from balance.data import json_lines, vipant_index
 from balance.data.locate import index_file
 from balance.data.vipant_index import index_weights, read_index
 from balance.errors import UserError
@@ -46,7 +46,7 @@ def reference_path(r: dict) -> str:
 @pytest.mark.parametrize("last", [True, False])
 @pytest.mark.parametrize("block_bytes", [64 << 20, 1, 7, 100])
 def test_columns_and_bytes(tmp_path, monkeypatch, end, last, block_bytes):
-    monkeypatch.setattr(vipant_index, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(json_lines, "BLOCK_BYTES", block_bytes)
     lines = [json.dumps(r, ensure_ascii=False) for r in RECORDS]
     path = tmp_path / "src_x.csv"
     path.write_bytes((end.join(lines) + (end if last else "")).encode())
@@ -78,6 +78,47 @@ def test_folders_inside_the_media_root_are_written_plainly(tmp_path, folder, exp
     index = read_index(path, Path("/media"))
     assert index.paths.to_pylist() == ["all_0_5/aclip/a.p0.mp3", expected, "all_0_5/aclip/c.p0.mp3"]
     assert [json.loads(line)["dir"] for line in index.lines.to_pylist()] == ["all_0_5", folder, "all_0_5"]
+
+
+ODD = [
+    "\u2028",
+    "\x0b",
+    "\x85",
+    "\xa0",
+    "\ufeff",
+    "\r",
+    "\t",
+    " ",
+    "NaN",
+    "+1",
+    "01",
+    "'",
+    "\\",
+    "\x00",
+    "//",
+    ",",
+    "{",
+    "}",
+    '"',
+]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(ODD), st.floats(0, 1)), min_size=1, max_size=2))
+def test_what_is_accepted_is_what_json_accepts(tmp_path_factory, additions):
+    line = OTHER
+    for odd, place in additions:
+        at = round(place * len(line))
+        line = line[:at] + odd + line[at:]
+    path = tmp_path_factory.mktemp("lines") / "a.csv"
+    path.write_bytes(f"{GOOD}\n{line}\n".encode())
+    try:
+        index = read_index(path)
+    except UserError:
+        return
+    path.write_bytes(b"".join(kept + b"\n" for kept in index.lines.to_pylist()))
+    with path.open() as file:
+        assert [json.loads(kept)["id"] for kept in file] == index.ids.to_pylist()
 
 
 def test_every_line_that_is_kept_is_json_of_its_own(tmp_path):
@@ -116,8 +157,8 @@ loose = st.fixed_dictionaries(
 @given(st.lists(loose, min_size=1, max_size=6, unique_by=lambda r: r["id"]), st.booleans())
 def test_both_readings_agree(tmp_path_factory, records, ascii_only):
     lines = [json.dumps(r, ensure_ascii=ascii_only).encode() for r in records]
-    fast = vipant_index._parse_fast(np.frombuffer(b"\n".join(lines) + b"\n", dtype=np.uint8))
-    slow = vipant_index._parse_line_by_line(Path("x"), lines, 1)
+    fast = json_lines._parse_fast(np.frombuffer(b"\n".join(lines) + b"\n", dtype=np.uint8), vipant_index._SCHEMA)
+    slow = json_lines._parse_line_by_line(Path("x"), lines, 1, vipant_index._SCHEMA)
     assert fast is not None
     assert fast.to_pydict() == slow.to_pydict()
 
