@@ -42,6 +42,7 @@ from balance.encoders.config import EncoderConfig
 from balance.errors import UserError
 from balance.probe.config import ProbeConfig
 from balance.report.config import ReportConfig
+from balance.runtime import files
 from balance.runtime.command import errors_for_people, outputs_folder
 from balance.runtime.keys import key
 from balance.search.config import SearchConfig
@@ -269,10 +270,8 @@ def link_latest(where: Job) -> None:
         log.warning("%s is no link: it is left alone and does not lead to this run", link)
         return
     target = os.path.relpath(where.folder.resolve(), link.parent.resolve())
-    temporary = link.with_name(f"latest-{uuid.uuid4().hex[:8]}")
     with contextlib.suppress(OSError):  # a file system without links
-        temporary.symlink_to(target)
-        temporary.replace(link)
+        files.atomic_symlink(target, link)
 
 
 def _settings(name: str, config: DictConfig, composed: Any) -> Any:

@@ -20,10 +20,10 @@ import secrets
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +128,8 @@ def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
 
     The bytes are on the disk before the file has its name: it holds hours of work.
     """
+    import numpy as np  # here, so that the light modules may import this one
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as file:
         np.savez(file, **arrays)
@@ -140,6 +142,8 @@ def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
 
 def read_npz(path: Path) -> dict[str, npt.NDArray[Any]] | None:
     """All arrays of a file of `write_npz`; None where there is none, or, with a warning, one that is damaged."""
+    import numpy as np
+
     try:
         with path.open("rb") as file:
             if _checksum(file) != file.read():

@@ -11,3 +11,9 @@ def listed(names: Sequence[str], limit: int = NUM_NAMED) -> str:
         return "none"
     more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def cause(error: OSError) -> str:
+    """What the file system refused and where, without the number: `/cache/x.npz: No space left on device`."""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"

@@ -24,8 +24,8 @@ class CosineBound:
 
     mean: (dim,) float64; scale: a power of two that brings the residuals q − m and p − m to length about 1 (float16's
     range is small); dtype: of the product's inputs; workspace: where the pool's matrix lies. A matrix has dim + 6
-    columns, and zeros up to a multiple of 8: GPUs are slow without. With a and b the residuals, A and B their roundings,
-    ε what rounding takes off and γ the error of the sum (docs/exact-search.md), the columns are
+    columns, and zeros up to a multiple of 8: GPUs are slow without. With a and b the residuals, A and B their
+    roundings, ε what rounding takes off and γ the error of the sum (docs/exact-search.md), the columns are
 
         seed:  A   1   1   1   |a| + ε(a)             ε(a)   0, or a threshold with a minus
         clip:  B   m·b (3)     ε(b) + γ(|b| + ε(b))   |b|    1

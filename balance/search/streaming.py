@@ -28,6 +28,7 @@ from balance.errors import UserError
 from balance.records import Float32, Int64, Vectors
 from balance.runtime import files
 from balance.runtime.threads import Cores
+from balance.runtime.wording import cause
 from balance.search import candidates, rescore
 from balance.search.cosine_bound import CosineBound
 from balance.search.sizes import SEED_ROWS, usual_sizes
@@ -276,7 +277,7 @@ class Search:
         try:
             files.write_npz(self.scratch / "state.npz", arrays)
         except OSError as error:
-            log.warning("search: cannot save its state, so it cannot be resumed: %s", error)
+            log.warning("search: cannot save its state, so it cannot be resumed: %s", cause(error))
             self.scratch = None
 
 

@@ -21,6 +21,7 @@ import torch
 from balance.errors import UserError
 from balance.records import Float32, Int32, Int64, Vectors
 from balance.runtime import files, locks
+from balance.runtime.wording import cause
 from balance.search import candidates, rescore, streaming
 from balance.search.config import SearchConfig
 
@@ -135,7 +136,7 @@ def cached_search(
         try:
             lock = kept.acquire()
         except OSError as error:
-            log.warning("the neighbours are kept for this run alone: %s", error)
+            log.warning("the neighbours are kept for this run alone: %s", cause(error))
             return search(seeds, pool, wanted, config, device=device, progress=progress)
         if lock is None:
             if not said:
@@ -195,5 +196,5 @@ class _Kept:
         try:
             files.write_npz(self.path, {"positions": result[0], "similarities": result[1]})
         except OSError as error:
-            log.warning("the neighbours are kept for this run alone: %s", error)
+            log.warning("the neighbours are kept for this run alone: %s", cause(error))
         shutil.rmtree(self.scratch, ignore_errors=True)

@@ -184,8 +184,12 @@ def test_a_damaged_fit_is_made_again(tmp_path):
     arm = training_sets.seeds_alone()
     whole = probe.fit(arm, Judge.all, None)
     (file,) = tmp_path.glob("*.npz")
-    file.write_bytes(file.read_bytes()[:100])
-    assert (probe.fit(arm, Judge.all, None).weight == whole.weight).all()
+    kept = file.read_bytes()
+    headers = [i for i in range(len(kept)) if kept.startswith(b"NUMPY", i)]
+    for damaged in (kept[:100], *(kept[: at + 20] + b"9" + kept[at + 21 :] for at in headers[:3])):
+        file.write_bytes(damaged)
+        assert (probe.fit(arm, Judge.all, None).weight == whole.weight).all()
+        assert file.read_bytes() == kept
 
 
 def test_the_evaluation_is_read_once_after_all_choices(tmp_path, monkeypatch):

@@ -469,6 +469,19 @@ def test_killed_and_resumed(slow_folder: Path) -> None:
     assert not state.parent.exists()
 
 
+def test_a_short_search_saves_no_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state of 91 MB, six times, cost more than the whole search."""
+    written: list[Path] = []
+    monkeypatch.setattr(files, "write_npz", lambda path, arrays: written.append(path))
+    monkeypatch.setattr(streaming, "GROUP_ROWS", 100)
+    vectors = crowded(1020, 12, 0.8, seed=17)
+    config, pool = SearchConfig(backend=Backend.torch), ArrayVectors(vectors[20:])
+    for save_after_s, num_saved in ((streaming.SAVE_AFTER_S, 0), (0.0, 9)):
+        monkeypatch.setattr(streaming, "SAVE_AFTER_S", save_after_s)
+        search(vectors[:20], pool, 5, config, device=CPU, scratch=tmp_path, block_rows=50)
+        assert written == [tmp_path / "state.npz"] * num_saved
+
+
 def test_two_jobs_search_once(slow_folder: Path) -> None:
     jobs = [slow_search(slow_folder, 0.1, "a"), slow_search(slow_folder, 0.1, "b")]
     done = [job.communicate(timeout=120) for job in jobs]
