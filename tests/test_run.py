@@ -185,15 +185,16 @@ def test_another_index_embeds_only_its_new_clips(shared: World, tmp_path: Path) 
     shutil.copytree(shared.root, world.root)
     pool = world.records("pool")
     world.write("pool", pool[:30])
-    run(tmp_path, world)
+    base = "report.media_base=https://media.example"  # links to media follow the run's folder
+    run(tmp_path, world, base)
     extra = {**pool[0], "id": "extra_00001", "aclip": ["p0.wav"]}
     worlds.write_clip(world.media(extra), 999)
     world.write("pool", [*reversed(pool[:30]), extra])
-    again = command(tmp_path, *world.overrides(), "k=5")
+    again = command(tmp_path, *world.overrides(), "k=5", base)
     assert again.returncode == 0, again.stderr
     assert "pool: 1 to embed, 0 missing, 30 known from earlier runs" in again.stderr
     # The rows are those of a run from nothing.
-    assert contents(run_dir(tmp_path)) == contents(run(tmp_path / "fresh", world))
+    assert contents(run_dir(tmp_path)) == contents(run(tmp_path / "fresh", world, base))
 
 
 def test_a_pool_clip_that_is_a_seed_or_an_eval_clip_is_nobody_s_neighbour(shared: World, tmp_path: Path) -> None:
