@@ -1,23 +1,25 @@
-"""Acoustic copies: embeddings propose pairs, the sound itself decides.
+"""Acoustic copies: embeddings and fingerprints propose pairs, the sound itself decides.
 
 In: splits with embeddings and media. Out: pairs whose log-mel correlate at least `copy_threshold`. An embedding,
-centred by the pool's mean, only proposes: each clip's 64 nearest. The verdict is the normalised cross-correlation of
+centred by the pool's mean, only proposes: each clip's 64 nearest; what it hears differently, such as one recording at
+two sample rates, `fingerprint` proposes. The verdict is the normalised cross-correlation of
 the two clips' log-mel spectrograms, centred per band over the overlap, at the best lag within ±5 s that leaves 3 s of
 overlap, or most of a shorter clip: gain and equalisers add a constant per band and vanish, mp3 and noise take a little;
 half of each frame's loudness is taken out, which alone makes sparse clips alike. Less sound must agree better
 (`required`). The bands end below 4 kHz, so that copies at another sample rate compare (the encoder's own log-mel runs
-to each file's own Nyquist). The price is decoding every proposed clip once (about 15 ms of one core), its features (24
-kB) in a temporary file meanwhile; the time is estimated and printed first.
+to each file's own Nyquist). The price is decoding every clip once (about 30 ms of one core, all in all), the features
+of the clips that others are compared with (24 kB each) in a temporary file; the time is estimated and printed first.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,8 +29,10 @@ import torch
 
 from balance.audio.decoder_process import DecodeSettings, Job
 from balance.audio.decoders import Decoded, DecoderPool, plan_slots
+from balance.curation.fingerprint import Fingerprints
 from balance.data.config import MediaSource
 from balance.records import Float32, Float64, Index, Int64, SomeVectors, Split, Vectors
+from balance.runtime.threads import Cores
 from balance.runtime.wording import listed
 from balance.search.config import SearchConfig
 from balance.search.top_k import ArrayVectors, search
@@ -50,8 +54,9 @@ STRICTEST = 0.3  # of the distance from threshold to 1: two takes of one spoken 
 MAX_FRAMES = 1000  # of 10 ms, as much of a clip as the published encoder hears
 _FFT = 1024  # >= two clips of 502 frames
 _BLOCK = 4096  # vectors centred at a time
+_BATCH = 64  # clips that are worked on together, at most 2 MB each
 _RECORD_BYTES = (_FFT // 2) * NUM_BANDS * 2  # features of a clip in float16
-_DECODE_S, _COMPARE_S = 0.015, 0.0005  # of one core of 2026, for the estimate that is printed first
+_CLIP_S, _COMPARE_S = 0.03, 0.0005  # of one core of 2026, for the estimate that is printed first
 
 
 @functools.lru_cache(maxsize=64)
@@ -195,11 +200,10 @@ class AcousticCopies:
         num_queries = len(queries.embedded)
         vectors = SomeVectors(base.vectors, np.searchsorted(base.embedded, base_rows))
         proposed = self._propose(queries.vectors.read(0, num_queries), vectors, NUM_PROPOSALS)
-        used, at = np.unique(proposed, return_inverse=True)
         first = np.repeat(np.arange(num_queries), proposed.shape[1])
-        parts = [(queries.index, queries.embedded), (base.index, base_rows[used])]
-        a, b, value = self._verify(parts, first, num_queries + at.reshape(-1))
-        return queries.embedded[a], base_rows[used][b - num_queries], value
+        parts = [(queries.index, queries.embedded), (base.index, base_rows)]
+        a, b, value = self._compare(parts, first, num_queries + proposed.reshape(-1), sought=num_queries)
+        return queries.embedded[a], base_rows[b - num_queries], value
 
     def within(self, seeds: Split, pool: Split, pool_rows: Int64) -> tuple[Int64, Int64, Float64]:
         """Copies among all seeds (nodes 0 … S − 1) and some pool clips (nodes S …): (node, node, correlation)."""
@@ -211,7 +215,7 @@ class AcousticCopies:
         low, high = np.minimum(first, proposed.reshape(-1)), np.maximum(first, proposed.reshape(-1))
         pairs = np.unique((low * len(rows) + high)[(low < high) & (high >= num_seeds)])
         parts = [(seeds.index, seeds.embedded), (pool.index, pool_rows)]
-        return self._verify(parts, pairs // len(rows), pairs % len(rows))
+        return self._compare(parts, pairs // len(rows), pairs % len(rows), sought=len(rows))
 
     def _propose(self, queries: Float32, base: Vectors, k: int) -> Int64:
         """Places in `base` of each query's nearest by centred cosine, (Q, k) int64."""
@@ -226,35 +230,42 @@ class AcousticCopies:
         found, _ = search(queries - mean, _Centred(base, mean), k, self._search, device=self._device)
         return found.astype(np.int64)
 
-    def _verify(self, parts: list[tuple[Index, Int64]], a: Int64, b: Int64) -> tuple[Int64, Int64, Float64]:
-        """Of the pairs of nodes a < b (places in the joined parts) those that are copies, with their correlation.
+    def _compare(
+        self, parts: list[tuple[Index, Int64]], a: Int64, b: Int64, *, sought: int
+    ) -> tuple[Int64, Int64, Float64]:
+        """The copies among all nodes (places in the joined parts): (node, later node, correlation).
 
-        A pair is compared when its later clip is decoded; the earlier one's features wait in a temporary file.
+        Compared are the pairs a < b that the embedding proposes, and what the fingerprints propose: of the first
+        `sought` nodes, for every node behind the first part. A pair is compared when its later clip is decoded; the
+        earlier one's features wait in a temporary file.
         """
-        needed = np.union1d(a, b)
-        self._say_estimate(len(needed), len(a))
+        num_first, num_nodes = (sum(len(rows) for _, rows in some) for some in (parts[:1], parts))
+        self._say_estimate(num_nodes, len(a))
         order = np.lexsort((a, b))
-        a, b = a[order], b[order]
-        begin, end = np.searchsorted(b, needed, side="left"), np.searchsorted(b, needed, side="right")
-        waits = np.isin(needed, a)
+        a, starts = a[order], np.searchsorted(b[order], np.arange(num_nodes + 1))
+        prints = Fingerprints(sought)
         found: list[tuple[int, int, float]] = []
         unheard: list[int] = []
-        with tempfile.TemporaryFile() as file:
+        with tempfile.TemporaryFile() as file, Cores() as cores:
             waiting = _Waiting(file.fileno())
-            for i, log_mel in enumerate(self._features(parts, needed)):
-                node = int(needed[i])
-                if not len(log_mel):
-                    unheard.append(node)
-                    continue
-                if begin[i] < end[i]:
-                    mine = Profile.of(log_mel)
-                    for other in a[begin[i] : end[i]].tolist():
-                        value = self._copy(waiting.get(other), mine)
-                        if value is not None:
-                            found.append((other, node, value))
-                if waits[i]:
-                    waiting.put(node, log_mel)
-        _say_unheard(parts, np.array(unheard, dtype=np.int64))
+
+            def copies_of(node: int) -> list[tuple[int, int, float]]:
+                others = set(a[starts[node] : starts[node + 1]].tolist())
+                if node >= num_first:
+                    others.update(prints.similar(node, heard[node]))
+                mine = Profile.of(heard[node])
+                values = [(other, node, self._copy(waiting.get(other), mine)) for other in sorted(others)]
+                return [(other, node, value) for other, node, value in values if value is not None]
+
+            for batch in _batches(self._decoded(parts)):
+                log_mels = dict(zip(batch, cores.map(_features_of, batch.values()), strict=True))
+                heard = {node: log_mel for node, log_mel in log_mels.items() if len(log_mel)}
+                unheard += log_mels.keys() - heard.keys()
+                known = {node: log_mel for node, log_mel in heard.items() if node < sought}
+                prints.add(known)
+                waiting.put(known)
+                found += itertools.chain.from_iterable(cores.map(copies_of, heard))
+        _say_unheard(parts, np.array(sorted(unheard), dtype=np.int64))
         columns = list(zip(*found, strict=True)) or [(), (), ()]
         return np.array(columns[0], np.int64), np.array(columns[1], np.int64), np.array(columns[2], np.float64)
 
@@ -266,7 +277,7 @@ class AcousticCopies:
         return value if value >= required(self._threshold, min(theirs.num_frames, mine.num_frames)) else None
 
     def _say_estimate(self, num_clips: int, num_pairs: int) -> None:
-        estimate_s = num_clips * _DECODE_S / self._num_workers + num_pairs * _COMPARE_S
+        estimate_s = (num_clips * _CLIP_S + num_pairs * _COMPARE_S) / self._num_workers
         log.info(
             "acoustic copies: %s clips to decode, %s pairs to compare, about %s min",
             f"{num_clips:,}",
@@ -274,16 +285,14 @@ class AcousticCopies:
             f"{estimate_s / 60:,.1f}",
         )
 
-    def _features(self, parts: list[tuple[Index, Int64]], nodes: Int64) -> Iterator[Float32]:
-        """The features of these nodes, ascending, in their order; none of a clip that cannot be decoded."""
-        starts = np.cumsum([0, *(len(rows) for _, rows in parts)])
+    def _decoded(self, parts: list[tuple[Index, Int64]]) -> Iterator[tuple[Float32, int]]:
+        """(samples, sample rate) of all nodes in their order; no samples of a clip that cannot be decoded."""
 
         def jobs() -> Iterator[tuple[None, Job]]:
-            for (index, rows), start, stop in zip(parts, starts[:-1], starts[1:], strict=True):
-                some = rows[nodes[(nodes >= start) & (nodes < stop)] - start]
+            for index, rows in parts:
                 offsets, sizes = index.places()
-                ids, paths = (column.take(pa.array(some)).to_pylist() for column in (index.ids, index.paths))
-                for row, clip_id, path in zip(some.tolist(), ids, paths, strict=True):
+                ids, paths = (column.take(pa.array(rows)).to_pylist() for column in (index.ids, index.paths))
+                for row, clip_id, path in zip(rows.tolist(), ids, paths, strict=True):
                     yield None, Job(clip_id, path, int(offsets[row]), int(sizes[row]))
 
         with DecoderPool(
@@ -291,9 +300,20 @@ class AcousticCopies:
         ) as decoders:
             for _, _, result in decoders.results():
                 if isinstance(result, Decoded):
-                    yield features(result.samples, result.sample_rate)
+                    yield result.samples.copy(), result.sample_rate
                 else:
-                    yield np.empty((0, NUM_BANDS), dtype=np.float32)
+                    yield np.empty(0, dtype=np.float32), 1
+
+
+def _features_of(clip: tuple[Float32, int]) -> Float32:
+    return features(*clip)
+
+
+def _batches(clips: Iterator[tuple[Float32, int]]) -> Iterator[dict[int, tuple[Float32, int]]]:
+    """Number -> clip, _BATCH clips at a time."""
+    numbered = enumerate(clips)
+    while batch := dict(itertools.islice(numbered, _BATCH)):
+        yield batch
 
 
 class _Waiting:
@@ -303,10 +323,12 @@ class _Waiting:
         self._descriptor = descriptor
         self._bytes: dict[int, int] = {}
 
-    def put(self, node: int, log_mel: Float32) -> None:
-        data = log_mel.astype(np.float16).tobytes()
-        os.pwrite(self._descriptor, data, node * _RECORD_BYTES)
-        self._bytes[node] = len(data)
+    def put(self, log_mels: Mapping[int, Float32]) -> None:
+        """log_mels: node -> features."""
+        for node, log_mel in log_mels.items():
+            data = log_mel.astype(np.float16).tobytes()
+            os.pwrite(self._descriptor, data, node * _RECORD_BYTES)
+            self._bytes[node] = len(data)
 
     def get(self, node: int) -> Profile | None:
         """None of a clip without features."""

@@ -6,7 +6,7 @@ import pytest
 import soundfile
 import torch
 
-from balance.curation import acoustic
+from balance.curation import acoustic, fingerprint
 from balance.data.config import ColumnsConfig, Format, MediaSource
 from balance.records import Index, Labels, Split
 from balance.search.config import SearchConfig
@@ -150,8 +150,21 @@ def test_copies_within_a_set(finder):
     assert sorted(zip(a.tolist(), b.tolist(), strict=True)) == [(0, 30), (1, 31), (2, 32), (3, 33)]
 
 
-def test_only_proposed_pairs_are_compared(finder, monkeypatch):
+def test_what_the_embedding_does_not_propose_the_fingerprint_does(finder, monkeypatch):
     monkeypatch.setattr(acoustic, "NUM_PROPOSALS", 1)
+    vectors = np.eye(35, dtype=np.float32)
+    for copy in range(30, 35):
+        vectors[copy] = vectors[5]  # all lie by another clip
+    eval = split([f"c{i}.wav" for i in range(10)], vectors[:10])
+    base = split([f"c{i}.wav" for i in range(10, 30)] + PLANTED, vectors[10:])
+    query, found, _ = finder.between(eval, base, np.arange(25))
+    # noise fills the bands that these sparse clips leave empty: that copy (3, 23) is the embedding's to propose
+    assert sorted(zip(query.tolist(), found.tolist(), strict=True)) == [(0, 20), (1, 21), (2, 22)]
+
+
+def test_what_neither_proposes_is_not_compared(finder, monkeypatch):
+    monkeypatch.setattr(acoustic, "NUM_PROPOSALS", 1)
+    monkeypatch.setattr(fingerprint, "MIN_VOTES", 10_000)
     vectors = np.eye(35, dtype=np.float32)
     vectors[30], vectors[32] = vectors[0], vectors[5]  # the mp3 lies by its original, the late one by another clip
     eval = split([f"c{i}.wav" for i in range(10)], vectors[:10])
