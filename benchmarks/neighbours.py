@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from balance.search.candidates import import_faiss
 from balance.search.config import Backend, SearchConfig
 from balance.search.top_k import ArrayVectors, search
 
@@ -228,14 +229,11 @@ def gpu(args: argparse.Namespace) -> dict[str, Any]:
     """From vectors in GPU memory to exact ids: our torch backend, FAISS where it sees the GPU; 20 seeds are checked."""
     device, k = torch.device("cuda"), max(args.k)
     figures: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "gpu_wrong_ids": 0}
-    try:
-        import faiss
-        import faiss.contrib.torch_utils
-
-        resources = faiss.StandardGpuResources()
-    except (ImportError, AttributeError) as error:
+    faiss, why_not = import_faiss()
+    if faiss is None or not faiss.get_num_gpus():
         faiss = None
-        print(f"no FAISS for GPUs: {error}")
+        print(f"not measured: {why_not or 'FAISS is built for CPUs only'}")
+    resources = None if faiss is None else faiss.StandardGpuResources()
     for cosine in args.cosines:
         generator = torch.Generator(device).manual_seed(1)
         rows = torch.empty(args.seeds + args.pool, args.dim, device=device)

@@ -30,7 +30,7 @@ from balance.search.config import Backend, SearchConfig
 from balance.search.cosine_bound import CosineBound
 from balance.search.top_k import ArrayVectors, cached_search, search
 from tests.paths import REPOSITORY
-from tests.search_reference import crowded, reference
+from tests.search_reference import crowded, midpoints, reference
 
 CPU = torch.device("cpu")
 BACKENDS = [Backend.torch, Backend.faiss]
@@ -94,31 +94,9 @@ def test_any_small_integers(data: st.DataObject) -> None:
         check(vectors[:num_seeds], vectors[num_seeds:], k, backend, block_rows)
 
 
-def midpoint_row(numerator: int, dim: int) -> list[float]:
-    """A vector of length 2²⁴ whose first four numbers sum to `numerator`: with (1, 1, 1, 1, 0 …) its cosine is
-    numerator / 2²⁵, for an odd numerator from 2²⁴ on exactly between two float32 numbers."""
-    quarter = numerator // 4
-    row = [quarter, quarter, quarter, numerator - 3 * quarter]
-    rest = 2**48 - sum(x * x for x in row)
-    while rest:
-        row.append(math.isqrt(rest))
-        rest -= row[-1] ** 2
-    return [float(x) for x in row] + [0.0] * (dim - len(row))
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_cosines_at_midpoints(backend: Backend) -> None:
-    dim = 24
-    rows = [midpoint_row(2**24 + 2 * i + 1, dim) for i in range(0, 400, 3)]
-    pool = np.array(rows, dtype=np.float32)
-    assert (pool.astype(float) == np.array(rows)).all()
-    beside = pool.copy()
-    beside[:, -1] = np.random.default_rng(0).integers(1, 40, len(pool))  # moves the cosine by less than 1e-12
-    seeds = np.zeros((2, dim), dtype=np.float32)
-    seeds[:, :4] = 1
-    seeds[1, 4:] = 1e-6
-    mixed = np.random.default_rng(1).permutation(np.concatenate([pool, beside]))
-    check(seeds, mixed, 100, backend)
+    check(*midpoints(), 100, backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -24,7 +24,7 @@ from balance.search.config import Backend, SearchConfig
 from balance.search.cosine_bound import CosineBound
 from balance.search.sizes import Sizes, usual_sizes
 from balance.search.top_k import ArrayVectors, cached_search, search
-from tests.search_reference import crowded, reference
+from tests.search_reference import crowded, midpoints, reference
 from tests.simulated_cuda import cuda, simulated, tensor_core
 
 __all__ = ["cuda"]  # a fixture
@@ -97,7 +97,17 @@ def test_cuda_equals_the_cpu(config: SearchConfig, cuda: torch.device) -> None:
 def test_zero_seeds_and_equal_clips_on_cuda(cuda: torch.device) -> None:
     equal = np.tile(crowded(1, 9, 0.5, seed=13), (300, 1))
     zeros = np.zeros((2, 9), dtype=np.float32)
-    check(np.concatenate([equal[:2], zeros]), np.concatenate([equal, zeros]), 302, TORCH, cuda, 100)
+    for k in (3, 302):  # with 3, more of a block are as good as there is room for
+        check(np.concatenate([equal[:2], zeros]), np.concatenate([equal, zeros]), k, TORCH, cuda, 100)
+
+
+def test_midpoints_and_odd_lengths_on_cuda(cuda: torch.device) -> None:
+    """What is summed again exactly, and lengths whose inverse float32 does not hold."""
+    check(*midpoints(), 100, TORCH, cuda, 90)
+    rng = np.random.default_rng(13)
+    tiny = (rng.standard_normal((60, 9)) * 1e-41).astype(np.float32)
+    huge = (rng.standard_normal((60, 9)) * 1e37).astype(np.float32)
+    check(huge[:5], np.concatenate([huge, tiny, -huge]), 150, TORCH, cuda, 70)
 
 
 ADDERS = [(4, 0), (8, 1), (16, 0), (16, 2), (32, 0)]  # those of V100 (4), A100 (8) and H100 (16) and coarser ones
