@@ -44,6 +44,8 @@ def test_the_map_of_the_house_is_the_house() -> None:
     shown = re.findall(r"^  ((?:\w+, )*\w+)  ", house, re.MULTILINE)
     modules = {path.stem for path in (REPOSITORY / "balance").glob("*.py")} - {"__init__"}
     assert {name for names in shown for name in names.split(", ")} | {"help", "config_errors"} == modules
+    named = re.findall(r"`(\w+/\w+)`", (REPOSITORY / "docs" / "architecture.md").read_text("utf-8"))
+    assert [name for name in named if not (REPOSITORY / "balance" / f"{name}.py").is_file()] == []
     assert layers.splitlines() == [", ".join(names) for names in LEVELS]
 
 
