@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ Float64 = npt.NDArray[np.float64]
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
+Strings: TypeAlias = Any  # Arrow string array (Arrow has no types of its own for the checker)
+Doubles: TypeAlias = Any  # Arrow double array
+Binaries: TypeAlias = Any  # Arrow large_binary array
 
 SILENT_DB = -60.0  # rms against full scale
 Stamp = tuple[int, int]  # of a media file: size in bytes, modification time in ns
@@ -119,11 +122,11 @@ class Index:
     """
 
     file: str
-    ids: Any
-    paths: Any
+    ids: Strings
+    paths: Strings
     labels: Labels
-    lines: Any | None = None
-    entries: Any | None = None
+    lines: Binaries | None = None
+    entries: Binaries | None = None
     offsets: Int64 | None = None
     sizes: Int64 | None = None
     audio_key: str = "aclip"
@@ -285,7 +288,7 @@ class Neighbours:
         return Neighbours(self.seed_rows, self.pool_rows[:, :k], self.similarities[:, :k])
 
 
-def duplicate_ids(ids: Any) -> list[str]:
+def duplicate_ids(ids: Strings) -> list[str]:
     """The ids that occur more than once in an Arrow string array, in order of their count."""
     counts = pc.value_counts(ids)
     twice = counts.filter(pc.greater(counts.field("counts"), 1))

@@ -22,9 +22,9 @@ from balance.curation.baselines import BaselineFigures, Baselines, draw_baseline
 from balance.curation.config import AugmentConfig, Balance, Copies
 from balance.curation.dedup import Dropped, FindCopies, drop_copies, largest_group, need_sound
 from balance.curation.label_cap import Capped, cap
-from balance.curation.removed import Removals, Rule, Strings, one_chunk
+from balance.curation.removed import Removals, Rule, one_chunk
 from balance.errors import UserError
-from balance.records import Float64, Int32, Int64, Labels, Neighbours, Split, common_names
+from balance.records import Float64, Int32, Int64, Labels, Neighbours, Split, Strings, common_names
 from balance.stats.union import Union, union_of
 
 _METACLIP, _BUDGET, _RANDOM, _STRATIFIED = range(4)  # streams of random numbers under one rng_seed

@@ -9,15 +9,11 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
-from balance.records import Float64, Int64
-
-Strings: TypeAlias = Any  # Arrow string array
-Doubles: TypeAlias = Any  # Arrow double array
+from balance.records import Doubles, Float64, Int64, Strings
 
 
 class Rule(enum.Enum):

@@ -12,7 +12,6 @@ import logging
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,7 +19,7 @@ import pyarrow.compute as pc
 from balance.data.config import Ids
 from balance.data.media import ALL_AUDIO
 from balance.errors import UserError
-from balance.records import Index, duplicate_ids
+from balance.records import Index, Strings, duplicate_ids
 from balance.runtime.wording import listed
 
 log = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ _YOUTUBE_ID = rf"^(?:.*/)?(?:id_|Y)?(?P<id>[A-Za-z0-9_-]{{11}}){_TIMES}?(?:\.p0)
 _WHOLE_TAIL = rf"\.p0$|(?:\.p0)?{_SUFFIX}$"
 
 
-def check_ids(ids: Any, where: Callable[[int], str]) -> None:
+def check_ids(ids: Strings, where: Callable[[int], str]) -> None:
     """UserError that names the first id which is none. ids: Arrow strings; where: row -> file and line, for messages.
 
     Refused are null, the empty id, control characters and line separators, a byte order mark, blanks and invisible
@@ -56,7 +55,7 @@ def check_ids(ids: Any, where: Callable[[int], str]) -> None:
             raise UserError(f"{where(row)}: {ids[row].as_py()!a} is no id: {why}")
 
 
-def id_array(names: Sequence[str], where: Callable[[int], str]) -> Any:
+def id_array(names: Sequence[str], where: Callable[[int], str]) -> Strings:
     """Ids as an Arrow string array, checked (`check_ids`); UserError also for text that is not UTF-8."""
     try:
         ids = pa.array(names, type=pa.string())
@@ -72,7 +71,7 @@ def id_of_path(path: str) -> str:
     return "/".join(name.strip(" ") for name in unicodedata.normalize("NFC", path).split("/")).removesuffix(".p0")
 
 
-def read_id_file(path: Path) -> Any:
+def read_id_file(path: Path) -> Strings:
     """One id per line, UTF-8, no header -> Arrow string array. CRLF and a missing last line end are tolerated."""
     try:
         text = path.read_bytes().decode()
@@ -90,7 +89,7 @@ def read_id_file(path: Path) -> Any:
     return id_array(lines, lambda row: f"{path} line {row + 1}")
 
 
-def refuse_duplicates(where: str, ids: Any) -> None:
+def refuse_duplicates(where: str, ids: Strings) -> None:
     """UserError that names the ids which occur more than once."""
     twice = duplicate_ids(ids)
     if twice:
@@ -137,7 +136,7 @@ def reading(given: Ids, indexes: Mapping[str, Index]) -> Ids:
     return Ids.whole
 
 
-def comparable(ids: Any, read_as: Ids) -> Any:
+def comparable(ids: Strings, read_as: Ids) -> Strings:
     """Arrow strings that are equal where the ids mean the same clip; read_as: what `reading` gave.
 
     whole: the id without `.p0` and audio suffix. youtube: without folder, `Y` or `id_`, times, `.p0` and suffix as
@@ -147,7 +146,7 @@ def comparable(ids: Any, read_as: Ids) -> Any:
     return whole if read_as is Ids.whole else pc.coalesce(_youtube_ids(ids), whole)
 
 
-def refuse_seeds_in_eval(seed_ids: Any, eval_ids: Any, read_as: Ids) -> None:
+def refuse_seeds_in_eval(seed_ids: Strings, eval_ids: Strings, read_as: Ids) -> None:
     """UserError if a seed is an evaluation clip, naming up to five."""
     is_eval = pc.is_in(comparable(seed_ids, read_as), value_set=comparable(eval_ids, read_as))
     shared = seed_ids.filter(is_eval)
@@ -159,22 +158,22 @@ def refuse_seeds_in_eval(seed_ids: Any, eval_ids: Any, read_as: Ids) -> None:
         )
 
 
-def _youtube_ids(ids: Any) -> Any:
+def _youtube_ids(ids: Strings) -> Strings:
     return pc.struct_field(pc.extract_regex(ids, _YOUTUBE_ID), "id")
 
 
-def _youtube_share(ids: Any) -> float:
+def _youtube_share(ids: Strings) -> float:
     return float(pc.mean(pc.match_substring_regex(ids, _YOUTUBE_ID)).as_py() or 0.0)
 
 
-def _num_in_other_folders(pool_ids: Any, eval_ids: Any) -> int:
+def _num_in_other_folders(pool_ids: Strings, eval_ids: Strings) -> int:
     """How many evaluation ids are no pool ids, but would be without their folders."""
     names = [pc.replace_substring_regex(comparable(ids, Ids.whole), "^.*/", "") for ids in (pool_ids, eval_ids)]
     alike = pc.and_not(pc.is_in(names[1], value_set=names[0]), pc.is_in(eval_ids, value_set=pool_ids))
     return int(pc.sum(alike).as_py() or 0)
 
 
-def _have_a_common_form(first: Any, second: Any) -> bool:
+def _have_a_common_form(first: Strings, second: Strings) -> bool:
     """Whether an id of each is alike when words are `a` and numbers `0`: `fsdd_8_theo_16` is `a_0_a_0`."""
     forms = []
     for ids in (first, second):

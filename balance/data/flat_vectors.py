@@ -17,11 +17,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from balance.errors import UserError
-from balance.records import Float32, Int64
+from balance.records import Float32, Int64, Strings
 
 BLOCK_BYTES = 16 << 20
 
-Strings: TypeAlias = Any  # Arrow string array
 AnyFloat: TypeAlias = np.ndarray[Any, Any]  # of 16, 32 or 64 bits, of either byte order
 
 

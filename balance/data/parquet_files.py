@@ -7,8 +7,8 @@ the data.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -49,12 +49,12 @@ def read_parquet(media_root: Path, value: str, columns: ColumnsConfig) -> Index:
     return Index(f"{value}.parquet", all_ids, pa.array(paths, type=pa.string()), of_all)
 
 
-def _label_lists(file: Path, table: Any, column: str | None) -> list[Any]:
+def _label_lists(file: Path, table: pa.Table, column: str | None) -> list[pa.Array]:
     """The labels of one file, as arrays of list<string>; UserError where a label is null."""
     kind = pa.list_(pa.string())
     if column is None:
         return [pa.nulls(table.num_rows, kind)]
-    chunks: list[Any] = table.column(column).cast(kind).chunks
+    chunks: list[pa.Array] = table.column(column).cast(kind).chunks
     first = 0
     for lists in chunks:
         nulls = pc.is_null(pc.list_flatten(lists))
@@ -65,27 +65,27 @@ def _label_lists(file: Path, table: Any, column: str | None) -> list[Any]:
     return chunks
 
 
-def _is_text(kind: Any) -> bool:
+def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _is_list_of(kind: Any, is_item: Any) -> bool:
+def _is_list_of(kind: pa.DataType, is_item: Callable[[pa.DataType], bool]) -> bool:
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     return bool(is_list and is_item(kind.value_type))
 
 
-def _is_bytes(kind: Any) -> bool:
+def _is_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _is_audio(kind: Any) -> bool:
+def _is_audio(kind: pa.DataType) -> bool:
     if not pa.types.is_struct(kind):
         return _is_bytes(kind)
     fields = {field.name: field.type for field in kind}
     return _is_bytes(fields.get("bytes", pa.null())) or _is_text(fields.get("path", pa.null()))
 
 
-def _check_columns(file: Path, schema: Any, columns: ColumnsConfig) -> None:
+def _check_columns(file: Path, schema: pa.Schema, columns: ColumnsConfig) -> None:
     wanted = {
         "id": (columns.id, _is_text, "string"),
         "audio": (columns.audio, _is_audio, "struct<bytes: binary, path: string> or binary"),

@@ -10,7 +10,6 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +21,7 @@ from balance.data.locate import NoSuchIndex, candidates
 from balance.data.vector_files import open_npy, spool_folder, spool_parquet
 from balance.data.vipant_index import read_index
 from balance.errors import UserError
-from balance.records import Index, Labels
+from balance.records import Index, Labels, Strings
 from balance.runtime.wording import listed
 
 SUFFIXES = (".npy", ".parquet", ".csv")
@@ -113,7 +112,7 @@ def _existing_vectors(folder: Path) -> str:
     return f"There are: {listed(names, 12)}."
 
 
-def _index(base: Path, file: str, ids: Any) -> Index:
+def _index(base: Path, file: str, ids: Strings) -> Index:
     """The rows of the vectors: from `{name}.csv` where it exists."""
     csv = Path(f"{base}.csv")
     if not csv.is_file():

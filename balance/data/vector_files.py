@@ -22,9 +22,10 @@ import pyarrow.parquet as pq
 
 from balance.data import flat_vectors
 from balance.data.clip_ids import check_ids, id_array, id_of_path
-from balance.data.flat_vectors import AnyFloat, FlatVectors, Strings, spool
+from balance.data.flat_vectors import AnyFloat, FlatVectors, spool
 from balance.data.media import is_clutter
 from balance.errors import UserError, damage_named
+from balance.records import Strings
 
 log = logging.getLogger(__name__)
 

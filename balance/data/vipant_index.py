@@ -10,7 +10,6 @@ import codecs
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +21,7 @@ from balance.data.json_lines import Bytes
 from balance.data.locate import NoSuchIndex, existing_indexes
 from balance.data.media import relative_path
 from balance.errors import UserError
-from balance.records import Float64, Index, Labels
+from balance.records import Float64, Index, Labels, Strings
 from balance.runtime.files import atomic, atomic_text
 
 _SCHEMA = pa.schema(
@@ -122,16 +121,16 @@ def _refuse_other_files(path: Path, data: Bytes) -> None:
         )
 
 
-def _column(table: Any, name: str) -> Any:
+def _column(table: pa.Table, name: str) -> pa.Array:
     column = table.column(name)
     return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
 
 
-def _first_line(mask: Any) -> int:
+def _first_line(mask: pa.Array) -> int:
     return int(pc.index(mask, True).as_py()) + 1
 
 
-def _audio_key(path: Path, table: Any) -> str:
+def _audio_key(path: Path, table: pa.Table) -> str:
     """`aclip` or `clip`. The published loader decides by the first line, so an index must agree with itself."""
     _check_ids(path, _column(table, "id"))
     new, old = (pc.is_valid(_column(table, name)) for name in ("aclip", "clip"))
@@ -148,14 +147,14 @@ def _audio_key(path: Path, table: Any) -> str:
     )
 
 
-def _check_ids(path: Path, ids: Any) -> None:
+def _check_ids(path: Path, ids: Strings) -> None:
     absent = pc.is_null(ids)
     if pc.any(absent).as_py():
         raise UserError(f"{path} line {_first_line(absent)}: no 'id' in the record")
     check_ids(ids, lambda row: f"{path} line {row + 1}")
 
 
-def _paths(path: Path, table: Any, audio_key: str, media: Path | None) -> Any:
+def _paths(path: Path, table: pa.Table, audio_key: str, media: Path | None) -> Strings:
     """`{dir}/{key}/{id}.{aclip[0]}`; the folder has the key's name; an empty dir goes with its slash. `./x` and the
     like are written plainly; a path outside the media root is refused."""
     suffixes = _column(table, audio_key)
@@ -187,7 +186,7 @@ def _plain_path(where: str, given: str, media: Path | None) -> str:
     return plain
 
 
-def labels_from_lists(lists: Any) -> Labels:
+def labels_from_lists(lists: pa.Array) -> Labels:
     """`Labels` of an Arrow list<string> array; no list means none; a label named twice in one clip counts once."""
     lists = pc.fill_null(lists, pa.scalar([], type=lists.type)) if lists.null_count else lists
     sizes = pc.list_value_length(lists).to_numpy().astype(np.int64)
