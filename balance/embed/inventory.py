@@ -13,7 +13,7 @@ import numpy as np
 
 from balance.embed.parts import ToEmbed
 from balance.embed.store import Store
-from balance.records import Bool, DecodeFailure, Failure, Index, Int64, Partial
+from balance.records import Bool, DecodeFailure, Failure, Index, Int64, Partial, Split
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +70,11 @@ class Inventory:
         if self.replaced.any():
             count = f"{self.replaced.sum():,}"
             log.info("%s: %s files have another size than when they were embedded: embedded again", self.split, count)
+
+    def embedded(self, store: Store) -> Split:
+        """The split with the vectors and facts of its clips."""
+        at = np.flatnonzero(self.rows >= 0)
+        return Split(self.index, at, store.vectors(self.rows[at]), store.facts(self.rows[at]))
 
     def partial(self, store: Store) -> list[Partial]:
         """The clips with an embedding that could not be decoded to their end."""

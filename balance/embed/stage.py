@@ -43,7 +43,7 @@ from balance.encoders.config import EncoderConfig
 from balance.encoders.device import slow_bfloat16, worker_devices
 from balance.encoders.precision import Precision
 from balance.errors import UserError
-from balance.records import SPLITS, DecodeFailure, Failure, Index, Int64, Partial, Split
+from balance.records import SPLITS, DecodeFailure, Failure, Index, Partial, Split
 from balance.runtime import files
 
 log = logging.getLogger(__name__)
@@ -107,55 +107,40 @@ def embed_media(
     store = Store(task.directory, ignore=config.refresh)
     stamps = {name: file_stamps(source.root, source.format.value, index.paths) for name, index in indexes.items()}
 
-    attempts = 0
+    def take(store: Store, *, retry_failures: bool) -> list[Inventory]:
+        return [take_inventory(store, name, indexes[name], stamps[name], retry_failures) for name in indexes]
 
-    def take(*, retry_failures: bool = False) -> list[Inventory]:
-        taken = [take_inventory(store, name, indexes[name], stamps[name], retry_failures) for name in indexes]
-        for one in taken:
-            if not attempts:
-                one.tell()
-        for one in taken:
-            refuse_missing(
-                one.split,
-                one.index,
-                np.flatnonzero(one.missing),
-                max_missing=config.max_missing,
-                media_root=source.root,
-                names=names,
-            )
-        return taken
-
-    inventories = take(retry_failures=config.retry_failures)
-    times = {"inventory_s": time.monotonic() - started}
+    inventories = take(store, retry_failures=config.retry_failures)
+    for one in inventories:
+        one.tell()
+    _refuse_missing(config, source, inventories, names)
+    inventory_s = time.monotonic() - started
 
     started = time.monotonic()
     inventories = [compare_in_doubt(store, one, task) for one in inventories]
     check_reused(store, inventories, task, seed=seed)
+    attempts = 0
     while len(plan := _plan(store, inventories, PART_CLIPS[device.type])):
         if attempts == _ATTEMPTS:
             raise UserError(
                 f"{len(plan):,} clips were embedded {attempts} times and are gone each time from {task.directory}: "
                 "find out who removes files there, and run the same command again"
             )
-        present = {one.split: one.num_present for one in inventories}
         task = dataclasses.replace(task, plan=plan)
-        made_by |= {"dataset": dataset, "dim": checkpoint.dim}
-        _open_to_write(task, use, made_by, refresh=config.refresh and not attempts)
-        _make(config, task, present, checkpoint.dim)
-        store = store.reopen()
+        made = {**made_by, "dataset": dataset, "dim": checkpoint.dim}
+        _open_to_write(task, use, made, refresh=config.refresh and not attempts)
+        _make(config, task, {one.split: one.num_present for one in inventories}, checkpoint.dim)
         attempts += 1
-        inventories = [compare_in_doubt(store, one, task) for one in take()]
-    times["embed_s"] = time.monotonic() - started
+        store = store.reopen()
+        inventories = take(store, retry_failures=False)
+        _refuse_missing(config, source, inventories, names)
+        inventories = [compare_in_doubt(store, one, task) for one in inventories]
+    embed_s = time.monotonic() - started
 
-    splits: dict[str, Split] = {}
+    splits = {one.split: one.embedded(store) for one in inventories}
     failures: list[Failure] = []
     partial: list[Partial] = []
-    places: list[Int64] = []
     for one in sorted(inventories, key=lambda one: SPLITS.index(one.split)):
-        embedded = np.flatnonzero(one.rows >= 0)
-        rows = one.rows[embedded]
-        places.append(rows)
-        splits[one.split] = Split(one.index, embedded, store.vectors(rows), store.facts(rows))
         unreadable, found = one.failures(store)
         refuse_failures(one.split, unreadable, one.num_present, max_failures=config.max_failures)
         failures.extend(found)
@@ -164,14 +149,14 @@ def embed_media(
     if precision is not Precision.float32:
         report = measure_precision(task, splits["seeds"], splits["pool"], seed=seed)
     return EmbeddedSplits(
-        splits=splits,
+        splits={name: splits[name] for name in SPLITS if name in splits},
         failures=tuple(failures),
         partial=tuple(partial),
         fingerprint=fingerprint,
-        identity=store.identity(np.concatenate(places)),
+        identity=store.identity(np.concatenate([one.rows[one.rows >= 0] for one in inventories])),
         precision=precision.value,
         precision_report=report,
-        times_s=times,
+        times_s={"inventory_s": inventory_s, "embed_s": embed_s},
     )
 
 
@@ -200,6 +185,16 @@ def decode_settings(source: MediaSource, config: EmbedConfig, front_end: FrontEn
         slot_bytes=slot_bytes,
         num_slots=num_slots,
     )
+
+
+def _refuse_missing(
+    config: EmbedConfig, source: MediaSource, inventories: Sequence[Inventory], names: Mapping[str, str]
+) -> None:
+    for one in inventories:
+        missing = np.flatnonzero(one.missing)
+        refuse_missing(
+            one.split, one.index, missing, max_missing=config.max_missing, media_root=source.root, names=names
+        )
 
 
 def _plan(store: Store, inventories: Sequence[Inventory], part_clips: int) -> Plan:

@@ -34,9 +34,10 @@ class Use:
         self._process = f"use-{socket.gethostname()}-{os.getpid()}-"
         self._emptying = directory / "lock-emptying"
         self._mark: locks.Lock | None = None
-        for mark in directory.glob("use-*"):
-            locks.remove_if_stale(mark)
         with contextlib.suppress(OSError):  # no such folder yet, or read-only
+            for mark in directory.glob("use-*"):
+                locks.remove_if_stale(mark)
+        with contextlib.suppress(OSError):
             self.enter()
 
     def enter(self) -> None:
