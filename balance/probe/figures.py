@@ -59,7 +59,7 @@ def size_curve(found: Findings, classifier: str) -> Markup:
                 axes.plot([], [], marker=marker, color=POOL, linestyle="none", label=word)
             elif arm.rule == training_sets.RUN:
                 _point(axes, arm.num_clips, value, INK, "P", size=9)
-                _note(axes, short_name(arm.arm), arm.num_clips, value)
+                _note(axes, short_name(arm.arm), arm.num_clips, value, at_left=True)
             elif arm.rule == training_sets.SEEDS:
                 _point(axes, arm.num_clips, value, INK, "o", size=8)
                 _note(axes, "seeds", arm.num_clips, value)
@@ -118,9 +118,10 @@ def _point(axes: Axes, x: float, value: Interval, colour: str, marker: str, *, s
     axes.plot([x], [_number(value.value)], marker=marker, color=colour, markersize=size, zorder=4, linestyle="none")
 
 
-def _note(axes: Axes, text: str, x: float, value: Interval) -> None:
+def _note(axes: Axes, text: str, x: float, value: Interval, *, at_left: bool = False) -> None:
     axes.annotate(
-        text, (x, _number(value.value)), xytext=(8, -14), textcoords="offset points", fontsize=10,
+        text, (x, _number(value.value)), xytext=(-8, 8) if at_left else (8, -14), textcoords="offset points",
+        ha="right" if at_left else "left", fontsize=10,
         bbox={"facecolor": PAPER, "alpha": 0.75, "edgecolor": "none", "pad": 1.0}, zorder=5,
     )  # fmt: skip
 

@@ -4,7 +4,8 @@ In: standardised float32 blocks and sparse labels (`Examples`); out: `Fit`, weig
 column minimises mean BCE + λ‖w‖²/2 over its own rows, bias unpenalised, so the columns share only the two matrix
 products of a pass. Newton's method, its steps by preconditioned conjugate gradients, has no learning rate and no seed,
 and its next step says how far the scores still are from where they end: a column is finished when that is small on
-clips that are watched. Price: 20 to 120 passes per fit, most of them for the few columns that are not yet finished.
+clips that are watched. Price: 20 to 40 passes per λ of a path, 200 from zero to a small λ, most of them for the few
+columns that are not yet finished.
 Sources: Nocedal and Wright 2006, 7.1 (Newton-CG); Lin, Weng and Keerthi 2008 (the same for logistic regression).
 """
 
@@ -23,7 +24,7 @@ from torch import Tensor
 from balance.records import Bool, Float32, Float64, Int64
 from balance.runtime.threads import one_core
 
-SETTLED = 0.01  # the step that is left moves the watched scores by at most this share of their spread
+SETTLED = 0.003  # the step that is left moves the watched scores by at most this share of their spread
 ON_THE_WAY = 0.1  # the same for the larger λ's that a fit comes down by: from far away Newton's steps are wild
 LARGEST_DESCENT = 10.0  # factor by which λ falls at once
 FEW_VALUES = 2**20  # rows x dim up to which a fit runs in float64, in the basis of the rows' principal directions

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from balance.probe.figures import gain_forest, label_gains, size_curve
 from balance.probe.findings import Findings, LabelFindings
+from balance.probe.logistic import SETTLED
 from balance.probe.results import CLASSIFIERS
 from balance.report import html
 
@@ -24,6 +25,7 @@ def render(dataset: str, found: Findings) -> str:
             title=found.sentences[of_space].split(":")[0],  # what is said of K, without its reason
             space=found.sentences[0] if found.same_space else None,
             sentences=found.sentences[of_space:],
+            settled=SETTLED,
             figures={
                 "logistic": size_curve(found, "logistic"),
                 "knn": size_curve(found, "knn"),

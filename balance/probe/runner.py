@@ -163,6 +163,7 @@ class Probe:
         config = self.config
         settings = [FORMAT, kind, what, more, config.penalties, config.steps, config.folds, config.bootstrap]
         settings += [config.votes, self.seed, self._device.type, arm.rule, arm.weighted, BLOCK_ROWS, torch.__version__]
+        settings += [logistic.SETTLED]
         digest = hashlib.sha256(json.dumps([self.data.fingerprint, *settings]).encode())
         digest.update(arm.rows.tobytes() + arm.excluded_fold.tobytes())
         return digest.hexdigest()[:32]
