@@ -119,11 +119,20 @@ def reading(given: Ids, indexes: Mapping[str, Index]) -> Ids:
             "may miss clips: type dataset.ids=youtube to compare the YouTube ids that there are, or dataset.ids=whole",
             said,
         )
-    elif num_alike := _num_in_other_folders(pool_ids, eval_ids):
+    else:
+        _say_what_may_be_missed(comparable(pool_ids, Ids.whole), comparable(eval_ids, Ids.whole))
+    return Ids.whole
+
+
+def _say_what_may_be_missed(pool_ids: Strings, eval_ids: Strings) -> None:
+    """Warnings about ids that are compared whole, where that cannot find what is a copy."""
+    names = [pc.replace_substring_regex(ids, "^.*/", "") for ids in (pool_ids, eval_ids)]
+    elsewhere = pc.and_not(pc.is_in(names[1], value_set=names[0]), pc.is_in(eval_ids, value_set=pool_ids))
+    if num_elsewhere := pc.sum(elsewhere).as_py():
         log.warning(
             "%d of the %d evaluation clips have the name of a pool clip in another folder and count as other clips: if "
             "they are copies, compare the sound with augment.leaks=exact",
-            num_alike,
+            num_elsewhere,
             len(eval_ids),
         )
     elif not _have_a_common_form(pool_ids, eval_ids):
@@ -133,7 +142,6 @@ def reading(given: Ids, indexes: Mapping[str, Index]) -> Ids:
             eval_ids[0],
             pool_ids[0],
         )
-    return Ids.whole
 
 
 def comparable(ids: Strings, read_as: Ids) -> Strings:
@@ -164,13 +172,6 @@ def _youtube_ids(ids: Strings) -> Strings:
 
 def _youtube_share(ids: Strings) -> float:
     return float(pc.mean(pc.match_substring_regex(ids, _YOUTUBE_ID)).as_py() or 0.0)
-
-
-def _num_in_other_folders(pool_ids: Strings, eval_ids: Strings) -> int:
-    """How many evaluation ids are no pool ids, but would be without their folders."""
-    names = [pc.replace_substring_regex(comparable(ids, Ids.whole), "^.*/", "") for ids in (pool_ids, eval_ids)]
-    alike = pc.and_not(pc.is_in(names[1], value_set=names[0]), pc.is_in(eval_ids, value_set=pool_ids))
-    return int(pc.sum(alike).as_py() or 0)
 
 
 def _have_a_common_form(first: Strings, second: Strings) -> bool:

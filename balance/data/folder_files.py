@@ -32,7 +32,7 @@ def read_folder(root: Path, media: Path, value: str, *, with_labels: bool) -> In
 
     value: a name under the root or the media root, or a path; with_labels: whether class folders are labels.
     """
-    places = list(dict.fromkeys([*candidates(root, value, ()), media / value]))
+    places = list(dict.fromkeys([*candidates(root.absolute(), value, ()), media / value]))
     folder = next((place for place in places if place.is_dir()), None)
     if folder is None:
         raise NoSuchIndex(f"no folder {value!r} (looked for {' and '.join(map(str, places))}). {_existing(root)}")

@@ -70,6 +70,8 @@ def read_ids(root: Path, value: str) -> Index:
     base = _base(root, value)
     if (path := Path(f"{base}.ids.txt")).is_file():
         ids = read_id_file(path)
+        if not len(ids):
+            raise UserError(f"{path}: holds no id; type dataset.eval=null where there are no evaluation clips")
         refuse_duplicates(str(path), ids)
         return _index(base, path.name, ids)
     if (path := Path(f"{base}.csv")).is_file():

@@ -92,6 +92,7 @@ SPOKEN = [f"fsdd_{digit}_{who}_{take}" for digit in range(10) for who in ("theo"
         ),
         (Ids.auto, ["pool/a", "pool/b"], ["test/a", "test/c"], Ids.whole, "1 of the 2 evaluation clips have the name"),
         (Ids.auto, ["pool/a", "pool/b"], ["pool/a", "test/c"], Ids.whole, None),
+        (Ids.auto, ["a.wav", "b.wav"], ["a", "c"], Ids.whole, None),
         (Ids.youtube, SPOKEN, YOUTUBE, Ids.youtube, None),
         (Ids.whole, YOUTUBE, YOUTUBE, Ids.whole, None),
     ],

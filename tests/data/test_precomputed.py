@@ -192,6 +192,9 @@ def test_guard_needs_no_vectors(tmp_path):
     assert read_ids(tmp_path, "b").ids.to_pylist() == ["q"]
     with pytest.raises(NoSuchIndex):
         read_ids(tmp_path, "c")
+    (tmp_path / "d.ids.txt").write_text("")
+    with pytest.raises(UserError, match="holds no id"):
+        read_ids(tmp_path, "d")
 
 
 def npy_as_npz(root):
