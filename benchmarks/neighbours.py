@@ -295,8 +295,9 @@ def main() -> None:
     elif args.gpu:
         args.seeds, args.pool, args.k = 22_160, 2_041_789, [512]
     if args.gpu:
-        print(json.dumps(gpu(args)))
-        return
+        figures = gpu(args)
+        print(json.dumps(figures))
+        sys.exit(f"{figures['gpu_wrong_ids']} wrong ids" if figures["gpu_wrong_ids"] else 0)
     if args.one:
         print(json.dumps(one(args)))
         return

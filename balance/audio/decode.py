@@ -21,10 +21,9 @@ import numpy.typing as npt
 import soundfile
 
 from balance.audio.crop import Moments, crop, first_channel
+from balance.audio.frames import shift_samples, window_samples
 from balance.audio.sound_file import Sound, Undecodable, open_regular
 
-# Kaldi's frames: whole samples, rounded down (int(0.025 sr), int(0.010 sr)); integers, so that no rate is off by one.
-WINDOW_MS, SHIFT_MS = 25, 10
 # The published loader keeps max_len frames of 10 ms and 50 ms more.
 CROP_MARGIN_S = 0.05
 MAX_SAMPLE_RATE_HZ = 655_350  # the most that flac can say; a damaged header may promise anything
@@ -47,16 +46,6 @@ class Waveform:
     rms_db: float
     pcm_sha1: bytes
     partial: str
-
-
-def window_samples(sample_rate: int) -> int:
-    """Samples of one analysis window (25 ms, rounded down)."""
-    return sample_rate * WINDOW_MS // 1000
-
-
-def shift_samples(sample_rate: int) -> int:
-    """Samples from one frame to the next (10 ms, rounded down)."""
-    return sample_rate * SHIFT_MS // 1000
 
 
 def kept_samples(sample_rate: int, max_frames: int) -> int:

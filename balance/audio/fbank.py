@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from balance.audio.decode import shift_samples, window_samples
+from balance.audio.frames import shift_samples, window_samples
 
 LOW_HZ = 20.0
 PRE_EMPHASIS = 0.97

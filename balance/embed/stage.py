@@ -129,7 +129,7 @@ def embed_media(
         task = dataclasses.replace(task, plan=plan)
         made = {**made_by, "dataset": dataset, "dim": checkpoint.dim}
         _open_to_write(task, use, made, refresh=config.refresh and not attempts)
-        _make(config, task, {one.split: one.num_present for one in inventories}, checkpoint.dim)
+        _make(config, task, {one.split: one.num_present for one in inventories}, checkpoint.dim, asked=encoder.device)
         attempts += 1
         store = store.reopen()
         inventories = take(store, retry_failures=False)
@@ -224,10 +224,13 @@ def _open_to_write(task: EmbedTask, use: Use, made_by: dict[str, Any], *, refres
         ) from error
 
 
-def _make(config: EmbedConfig, task: EmbedTask, present: Mapping[str, int], dim: int) -> None:
-    """Embed the plan, with a bar and the early stop of `max_failures`. present: clips on disk or embedded, by split."""
+def _make(config: EmbedConfig, task: EmbedTask, present: Mapping[str, int], dim: int, *, asked: str) -> None:
+    """Embed the plan, with a bar and the early stop of `max_failures`.
+
+    present: clips on disk or embedded, by split; asked: `encoder.device` as typed.
+    """
     gigabytes = len(task.plan) * (4 * dim + 120) / 1e9
-    devices = worker_devices(task.device, config.num_processes)
+    devices = worker_devices(asked, task.device, config.num_processes)
     if task.device == "cpu" and task.precision is Precision.bfloat16 and slow_bfloat16():
         log.warning("on this processor bfloat16 is slower than float32: type encoder.precision=float32")
     log.info(

@@ -88,11 +88,13 @@ def slow_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return "avx512_bf16" not in flags or "GenuineIntel" in text
 
 
-def worker_devices(device: str, num_processes: int | str) -> list[str]:
-    """The device of each encoder process: `auto` is one per visible GPU where `device` is `cuda`, else one in all."""
-    if num_processes == "auto":
-        num_processes = torch.cuda.device_count() if device == "cuda" else 1
-    assert isinstance(num_processes, int)
-    if device == "cuda":
-        return [f"cuda:{i % torch.cuda.device_count()}" for i in range(num_processes)]
-    return [device] * num_processes
+def worker_devices(asked: str, device: str, num_processes: int | str) -> list[str]:
+    """The device of each encoder process: all visible GPUs in turn, unless one was named.
+
+    asked: `encoder.device` as typed; device: what it was resolved to; num_processes: `auto` is one per visible GPU, or
+    one on a named device and on a CPU. torch numbers the GPUs that `CUDA_VISIBLE_DEVICES` lists, however it names them.
+    """
+    every_gpu = asked in ("auto", "cuda") and device.startswith("cuda")
+    devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if every_gpu else [device]
+    count = len(devices) if num_processes == "auto" else int(num_processes)
+    return [devices[i % len(devices)] for i in range(count)]

@@ -98,7 +98,7 @@ def test_the_bytes_do_not_depend_on_workers_or_processes(tmp_path: Path) -> None
     for num_workers, num_processes in ((1, 1), (3, 1), (2, 2)):
         task = _task(tmp_path, index, num_workers=num_workers)
         seen: list[Progress] = []
-        worker.embed_on(task, worker_devices("cpu", num_processes), seen.append)
+        worker.embed_on(task, worker_devices("cpu", "cpu", num_processes), seen.append)
         assert sum(r.num_clips for r in seen) == 60
         made.append(_bytes(task.directory))
     assert made[0] == made[1] == made[2]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from balance.encoders.device import resolve_device, shown_gpu, slow_bfloat16
+from balance.encoders.device import resolve_device, shown_gpu, slow_bfloat16, worker_devices
 from balance.errors import UserError
 
 CPU = torch.device("cpu")
@@ -90,3 +90,23 @@ def test_of_an_unknown_processor_nothing_is_said(tmp_path: Path) -> None:
     assert not slow_bfloat16(tmp_path / "cpuinfo")
     (tmp_path / "cpuinfo").write_text("CPU implementer\t: 0x41\nFeatures\t: fp asimd bf16\n")
     assert not slow_bfloat16(tmp_path / "cpuinfo")
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "num_processes", "expected"),
+    [
+        ("auto", "cuda:0", "auto", ["cuda:0", "cuda:1", "cuda:2"]),
+        ("cuda", "cuda", "auto", ["cuda:0", "cuda:1", "cuda:2"]),
+        ("auto", "cuda:0", 4, ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]),
+        ("auto", "cuda:0", 1, ["cuda:0"]),
+        ("cuda:1", "cuda:1", "auto", ["cuda:1"]),
+        ("cuda:1", "cuda:1", 2, ["cuda:1", "cuda:1"]),
+        ("auto", "cpu", "auto", ["cpu"]),
+        ("cpu", "cpu", 2, ["cpu", "cpu"]),
+    ],
+)
+def test_encoder_processes_take_all_gpus_unless_one_is_named(
+    monkeypatch: pytest.MonkeyPatch, asked: str, device: str, num_processes: int | str, expected: list[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert worker_devices(asked, device, num_processes) == expected
