@@ -1,6 +1,6 @@
 """Which correlation makes two clips acoustic copies: planted copies against random and same-label pairs.
 
-`python benchmarks/copies.py [--tiny] [--takes FOLDER]` makes 10 s scenes (random events over coloured noise, families of
+`python benchmarks/copies.py [--tiny] [--takes FOLDER]` makes scenes of 10 s (events over coloured noise, families of
 five that share pitch, timbre and rhythm = "same label"), copies each by mp3 at 64 kb/s, gain, equaliser, offset up to
 3 s, noise at 20 dB and all of it together, and correlates. It prints the curve of found copies and false pairs over the
 threshold, what the false rate would mean at AudioSet size, and what the fingerprint alone proposes. Scenes are

@@ -156,7 +156,8 @@ def required(threshold: float, num_frames: int) -> float:
     """The correlation from which clips are copies, of which the shorter has so many frames.
 
     `threshold` from 3 s on. Less sound agrees by chance more often, so the distance to 1 shrinks with the length, down
-    to STRICTEST of it: of 22,400 pairs of takes of one word by one speaker (0.2 to 1.2 s) 10 % reach 0.9, none 0.97.
+    to STRICTEST of it: of 22,400 pairs of takes of one word by one speaker (0.2 to 1.2 s) 11 % reach 0.9, none 0.97
+    (`benchmarks/copies.py --takes`).
     """
     return 1.0 - (1.0 - threshold) * max(STRICTEST, min(num_frames / MIN_OVERLAP, 1.0))
 

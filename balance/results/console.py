@@ -60,19 +60,22 @@ def tell(
 
 
 def tell_sweep(root: Path, rows: Sequence[SweepRow]) -> None:
-    """Print the sweep so far: a line per K, and its page."""
+    """Print the sweep so far: its page, and a line per K. Uniform picks are left out: curation may have thinned a set."""
     log.info("the sweep so far: %s", _short(root / "report.html"))
-    log.info("%8s  %12s  %11s  %12s  %11s", "k", "neighbours", "of the pool", "uniform", "agreement@k")
+    log.info("%8s  %12s  %11s  %11s  %9s", "k", "neighbours", "of the pool", "agreement@k", "by chance")
     for row in rows:
         figures = row.figures
-        agreement = "–" if figures["label_agreement"] is None else f"{figures['label_agreement']:.3f}"
+        agreement, chance = (
+            "–" if (value := figures[name]) is None else f"{value:.3f}"
+            for name in ("label_agreement", "label_agreement_random")
+        )
         log.info(
-            "%8s  %12s  %11s  %12s  %11s",
+            "%8s  %12s  %11s  %11s  %9s",
             f"{row.k:,}",
             f"{figures['num_neighbours']:,}",
             f"{figures['pool_share']:.1%}",
-            f"{figures['pool_share_uniform']:.1%}",
             agreement,
+            chance,
         )
 
 
