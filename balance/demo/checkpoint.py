@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from balance.audio.fbank import VIPANT_FRONT_END
-from balance.demo.sounds import RNG_SEED
+from balance.demo.clips import RNG_SEED
 from balance.encoders.checkpoint import TowerConfig, write_random_checkpoint
 
 NOTICE = "the demo encoder's weights are random: figures above chance show how sounds differ, not a model"

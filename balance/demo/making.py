@@ -1,8 +1,8 @@
 """The demo's folder: made once per cache by one job, while others wait; an unfinished one is made anew.
 
-In: the folder `{cache_dir}/demo`. Out: in it the audio and indexes of `sounds` and the checkpoint. A folder is only
+In: the folder `{cache_dir}/demo`. Out: in it the audio and indexes of `clips` and the checkpoint. A folder is only
 ever filled, or emptied, if it holds this program's marker, which is written first and completed last. The audio is made
-by subprocesses that import no torch (`python -m balance.demo.sounds`); they die with this process.
+by subprocesses that import no torch (`python -m balance.demo.clips`); they die with this process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from balance.demo import sounds
+from balance.demo import clips
 from balance.demo.checkpoint import write_checkpoint
 from balance.errors import UserError
 from balance.runtime import files, locks
@@ -75,7 +75,7 @@ def _make(root: Path, num_processes: int) -> None:
         )
     files.write_json(root / MARKER, {"version": VERSION, "complete": False})
     _empty(root)
-    sounds.write_indexes(root)
+    clips.write_indexes(root)
     _make_sounds(root, num_processes)
     files.write_json(root / MARKER, {"version": VERSION, "complete": True})
 
@@ -104,12 +104,12 @@ def _make_sounds(root: Path, num_processes: int) -> None:
         try:
             try:
                 for shard in range(num_processes):
-                    command = [sys.executable, "-m", "balance.demo.sounds", str(root), str(shard), str(num_processes)]
+                    command = [sys.executable, "-m", "balance.demo.clips", str(root), str(shard), str(num_processes)]
                     # stdin: a maker ends when it does, that is, with this process.
                     makers.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=write, stderr=errors))
             finally:
                 os.close(write)  # so that the pipe ends with the makers
-            _show_progress(done, sounds.num_files())
+            _show_progress(done, clips.num_files())
             if any(maker.wait() for maker in makers):
                 errors.seek(0)
                 said = errors.read().decode(errors="replace").strip().splitlines()

@@ -1,230 +1,134 @@
-"""The demo data set: real audio files of 14 synthetic sound classes in the VIP-ANT layout.
+"""How the demo's 14 sound classes sound: a function each, from noise and sine waves.
 
-60 balanced seeds, 1,200 pool clips with a long tail, 120 eval clips, one to three labels per clip; mp3, flac and wav,
-8 to 48 kHz, mono and stereo, 2 to 5 s; five pool files are broken and five are missing, as in real downloads.
-Everything follows from a fixed seed of its own, so all users have the same demo. As a program
-(`python -m balance.demo.sounds ROOT SHARD NUM_SHARDS`) it writes its share of the audio, without torch, and a byte on
-stdout for each file that is done.
+In: a `Take`, the time axis and a generator. Out: (n,) float64, of any amplitude. What a function draws, and in which
+order, decides the demo's bytes.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import scipy.signal
-import soundfile
 
 from balance.records import Float64
-from balance.runtime import child, files
-
-RNG_SEED = 20_260_101
-_RATES_HZ = (8000, 11025, 16000, 16000, 22050, 32000, 44100, 48000)
-_SPLITS = (("balanced_train_segments", 60), ("unbalanced_train_segments", 1200), ("eval_segments", 120))
-_NUM_BROKEN = _NUM_MISSING = 5
-CLASSES = (
-    "Hum",
-    "Whistle",
-    "Rising sweep",
-    "Falling sweep",
-    "Hiss",
-    "Rumble",
-    "Rain",
-    "Clicking",
-    "Tremolo",
-    "Siren",
-    "Plucked string",
-    "Drum",
-    "Engine",
-    "Bell",
-)
 
 
 @dataclass(frozen=True, slots=True)
-class _DemoClip:
-    id: str
-    split: str
-    folder: str
-    suffix: str
-    labels: tuple[int, ...]
-    sample_rate: int
-    channels: int
-    duration_s: float
-    state: str  # "good", "broken" or "missing"
+class Take:
+    """One sound to be made. t: (n,) float64, seconds; rate: Hz; rng: draws what makes it unlike others of its class."""
+
+    t: Float64
+    rate: int
+    rng: np.random.Generator
 
     @property
-    def path(self) -> str:
-        return f"{self.folder}/aclip/{self.id}.{self.suffix}"
+    def top_hz(self) -> float:
+        """The highest frequency to use."""
+        return min(self.rate / 2, 8000.0) * 0.9
 
 
-def _clips() -> list[_DemoClip]:
-    rng = np.random.default_rng(RNG_SEED)
-    tail = 1.0 / np.arange(1, len(CLASSES) + 1)
-    tail /= tail.sum()
-    alphabet = list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
-    clips: list[_DemoClip] = []
-    for split, num_clips in _SPLITS:
-        odd = set()
-        if split.startswith("unbalanced"):
-            odd = set(rng.choice(num_clips, _NUM_BROKEN + _NUM_MISSING, replace=False).tolist())
-        bad = sorted(odd)
-        for i in range(num_clips):
-            long_tail = split.startswith("unbalanced")
-            first = int(rng.choice(len(CLASSES), p=tail)) if long_tail else i % len(CLASSES)
-            others = rng.permutation([c for c in range(len(CLASSES)) if c != first])
-            num_labels = int(rng.choice([1, 2, 3], p=[0.7, 0.2, 0.1]))
-            state = "good"
-            if i in odd:
-                state = "broken" if bad.index(i) < _NUM_BROKEN else "missing"
-            container = str(rng.choice(["mp3", "flac", "wav"], p=[0.3, 0.4, 0.3]))
-            clips.append(
-                _DemoClip(
-                    id="".join(rng.choice(alphabet, 11)),
-                    split=split,
-                    folder=f"all_{i // 500 * 500}_{i // 500 * 500 + 500}_{split.split('_')[0]}",
-                    suffix=f"p0.{container}",
-                    labels=(first, *(int(c) for c in others[: num_labels - 1])),
-                    sample_rate=int(rng.choice(_RATES_HZ)),
-                    channels=int(rng.integers(1, 3)),
-                    duration_s=float(rng.uniform(2.0, 5.0)),
-                    state=state,
-                )
-            )
-    return clips
+def _hum(take: Take) -> Float64:
+    base = take.rng.uniform(48, 62)
+    return _sum([np.sin(2 * np.pi * base * h * take.t) / h for h in (1, 2, 3)])
 
 
-def num_files() -> int:
-    """Audio files of the whole demo."""
-    return sum(clip.state != "missing" for clip in _clips())
+def _whistle(take: Take) -> Float64:
+    base = take.rng.uniform(0.55, 0.75) * min(take.top_hz, 3500)
+    return np.asarray(np.sin(2 * np.pi * base * take.t + 3 * np.sin(2 * np.pi * 5 * take.t)))
 
 
-def write_indexes(root: Path) -> None:
-    """The three indexes and the ontology, in `root`."""
-    clips = _clips()
-    for split, _ in _SPLITS:
-        with files.atomic_text(root / f"src_{split}.csv") as file:
-            for clip in clips:
-                if clip.split == split:
-                    record = {
-                        "id": clip.id,
-                        "dir": clip.folder,
-                        "aclip": [clip.suffix],
-                        "frame": [],
-                        "bos": "0.000",
-                        "eos": f"{clip.duration_s:.3f}",
-                        "labels": [_label_id(c) for c in clip.labels],
-                    }
-                    file.write(json.dumps(record) + "\n")
-    ontology = [
-        {"id": _label_id(c), "name": name, "description": "made by the demo", "child_ids": [], "restrictions": []}
-        for c, name in enumerate(CLASSES)
-    ]
-    files.write_json(root / "ontology.json", ontology)
+def _rising_sweep(take: Take) -> Float64:
+    return _sweep(take, (take.t * take.rng.uniform(0.4, 0.8)) % 1.0)
 
 
-def _label_id(number: int) -> str:
-    return f"/m/demo{number:02d}"
+def _falling_sweep(take: Take) -> Float64:
+    return _sweep(take, 1.0 - (take.t * take.rng.uniform(0.4, 0.8)) % 1.0)
 
 
-def write_shard(root: Path, shard: int, num_shards: int) -> Iterator[Path]:
-    """Write the audio files of every num_shards-th clip; yields each that is done."""
-    for number, clip in enumerate(_clips()):
-        if number % num_shards == shard and clip.state != "missing":
-            path = root / clip.path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with files.atomic(path) as file:
-                _write(file, number, clip)
-            yield path
+def _sweep(take: Take, position: Float64) -> Float64:
+    return np.asarray(np.sin(2 * np.pi * np.cumsum(150 + position * (0.8 * take.top_hz - 150)) / take.rate))
 
 
-def _write(file: BinaryIO, number: int, clip: _DemoClip) -> None:
-    rng = np.random.default_rng([RNG_SEED, number])
-    if clip.state == "broken":
-        file.write(rng.bytes(2000) if number % 2 else b"")
-        return
-    samples = _sound(clip, rng).astype(np.float32)
-    soundfile.write(file, samples, clip.sample_rate, format=clip.suffix.rsplit(".", 1)[1].upper())
+def _hiss(take: Take) -> Float64:
+    return _shaped(take, lambda f: f / (f + 1500.0))
 
 
-def _sound(clip: _DemoClip, rng: np.random.Generator) -> Float64:
-    """(samples, channels) in [-1, 1]: the clip's classes mixed, the first the loudest."""
-    num_samples = int(clip.duration_s * clip.sample_rate)
-    mix = np.zeros(num_samples)
-    for position, label in enumerate(clip.labels):
-        one = _class_sound(label, num_samples, clip.sample_rate, rng)
-        mix += 0.7**position * one / (np.abs(one).max() + 1e-9)
-    mix *= rng.uniform(0.2, 0.9) / (np.abs(mix).max() + 1e-9)
-    mix += 1e-4 * rng.standard_normal(num_samples)
-    if clip.channels == 1:
-        return mix[:, None]
-    return np.stack([mix, mix * rng.uniform(0.4, 1.0)], axis=1)
+def _rumble(take: Take) -> Float64:
+    return _shaped(take, lambda f: 1.0 / (1.0 + (f / 120.0) ** 2))
 
 
-def _class_sound(label: int, num_samples: int, rate: int, rng: np.random.Generator) -> Float64:
-    t = np.arange(num_samples) / rate
-    top = min(rate / 2, 8000.0) * 0.9
-    name = CLASSES[label]
-    if name == "Hum":
-        base = rng.uniform(48, 62)
-        return _sum([np.sin(2 * np.pi * base * h * t) / h for h in (1, 2, 3)])
-    if name == "Whistle":
-        base = rng.uniform(0.55, 0.75) * min(top, 3500)
-        return np.asarray(np.sin(2 * np.pi * base * t + 3 * np.sin(2 * np.pi * 5 * t)))
-    if name in ("Rising sweep", "Falling sweep"):
-        position = (t * rng.uniform(0.4, 0.8)) % 1.0
-        position = position if name == "Rising sweep" else 1.0 - position
-        return np.sin(2 * np.pi * np.cumsum(150 + position * (0.8 * top - 150)) / rate)
-    if name == "Hiss":
-        return _shaped(rng, num_samples, rate, lambda f: f / (f + 1500.0))
-    if name == "Rumble":
-        return _shaped(rng, num_samples, rate, lambda f: 1.0 / (1.0 + (f / 120.0) ** 2))
-    if name == "Rain":
-        drops = (rng.random(num_samples) < 60 / rate) * rng.standard_normal(num_samples)
-        tail = np.exp(-np.arange(rate // 50) / (rate / 400)) * rng.standard_normal(rate // 50)
-        wet = scipy.signal.fftconvolve(drops, tail)[:num_samples]
-        return np.asarray(wet + 0.02 * rng.standard_normal(num_samples))
-    if name == "Clicking":
-        return np.where((t * rng.uniform(6, 10)) % 1.0 < 0.004, 1.0, 0.0) * rng.standard_normal(num_samples)
-    if name == "Tremolo":
-        tone = np.sin(2 * np.pi * rng.uniform(500, 800) * t)
-        return tone * (0.5 + 0.5 * np.sin(2 * np.pi * rng.uniform(6, 9) * t))
-    if name == "Siren":
-        wave = 900 + 400 * np.sin(2 * np.pi * rng.uniform(0.5, 0.9) * t)
-        phase = 2 * np.pi * np.cumsum(wave) / rate
-        return np.sin(phase) + 0.4 * np.sin(2 * phase)
-    if name == "Plucked string":
-        since = (t * rng.uniform(1.5, 2.5)) % 1.0
-        base = rng.uniform(180, 330)
-        return _sum([np.exp(-since * (3 + h)) * np.sin(2 * np.pi * base * h * t) / h for h in range(1, 7)])
-    if name == "Drum":
-        since = (t * rng.uniform(2, 3)) % 1.0
-        return np.exp(-since * 14) * (np.sin(2 * np.pi * 80 * t) + 0.6 * rng.standard_normal(num_samples))
-    if name == "Engine":
-        return 2 * ((t * rng.uniform(70, 110)) % 1.0) - 1 + 0.3 * rng.standard_normal(num_samples)
-    since = (t * rng.uniform(0.6, 1.0)) % 1.0
-    base = rng.uniform(350, 500)
-    ratios = (1, 2.01, 2.75, 4.1)
-    return _sum([np.exp(-since * 3 * r) * np.sin(2 * np.pi * base * r * t) for r in ratios])
+def _rain(take: Take) -> Float64:
+    num_samples, rate, rng = len(take.t), take.rate, take.rng
+    drops = (rng.random(num_samples) < 60 / rate) * rng.standard_normal(num_samples)
+    tail = np.exp(-np.arange(rate // 50) / (rate / 400)) * rng.standard_normal(rate // 50)
+    wet = scipy.signal.fftconvolve(drops, tail)[:num_samples]
+    return np.asarray(wet + 0.02 * rng.standard_normal(num_samples))
+
+
+def _clicking(take: Take) -> Float64:
+    clicks = np.where((take.t * take.rng.uniform(6, 10)) % 1.0 < 0.004, 1.0, 0.0)
+    return np.asarray(clicks * take.rng.standard_normal(len(take.t)))
+
+
+def _tremolo(take: Take) -> Float64:
+    tone = np.sin(2 * np.pi * take.rng.uniform(500, 800) * take.t)
+    return np.asarray(tone * (0.5 + 0.5 * np.sin(2 * np.pi * take.rng.uniform(6, 9) * take.t)))
+
+
+def _siren(take: Take) -> Float64:
+    wave = 900 + 400 * np.sin(2 * np.pi * take.rng.uniform(0.5, 0.9) * take.t)
+    phase = 2 * np.pi * np.cumsum(wave) / take.rate
+    return np.asarray(np.sin(phase) + 0.4 * np.sin(2 * phase))
+
+
+def _plucked_string(take: Take) -> Float64:
+    since = (take.t * take.rng.uniform(1.5, 2.5)) % 1.0
+    base = take.rng.uniform(180, 330)
+    return _sum([np.exp(-since * (3 + h)) * np.sin(2 * np.pi * base * h * take.t) / h for h in range(1, 7)])
+
+
+def _drum(take: Take) -> Float64:
+    since = (take.t * take.rng.uniform(2, 3)) % 1.0
+    noise = 0.6 * take.rng.standard_normal(len(take.t))
+    return np.asarray(np.exp(-since * 14) * (np.sin(2 * np.pi * 80 * take.t) + noise))
+
+
+def _engine(take: Take) -> Float64:
+    return 2 * ((take.t * take.rng.uniform(70, 110)) % 1.0) - 1 + 0.3 * take.rng.standard_normal(len(take.t))
+
+
+def _bell(take: Take) -> Float64:
+    since = (take.t * take.rng.uniform(0.6, 1.0)) % 1.0
+    base = take.rng.uniform(350, 500)
+    return _sum([np.exp(-since * 3 * r) * np.sin(2 * np.pi * base * r * take.t) for r in (1, 2.01, 2.75, 4.1)])
 
 
 def _sum(parts: list[Float64]) -> Float64:
     return np.asarray(np.sum(parts, axis=0))
 
 
-def _shaped(rng: np.random.Generator, num_samples: int, rate: int, gain: object) -> Float64:
-    assert callable(gain)
-    spectrum = np.fft.rfft(rng.standard_normal(num_samples)) * gain(np.fft.rfftfreq(num_samples, 1 / rate))
-    return np.asarray(np.fft.irfft(spectrum, num_samples))
+def _shaped(take: Take, gain: Callable[[Float64], Float64]) -> Float64:
+    """Noise whose spectrum follows gain(Hz)."""
+    frequencies_hz = np.asarray(np.fft.rfftfreq(len(take.t), 1 / take.rate), dtype=np.float64)
+    spectrum = np.fft.rfft(take.rng.standard_normal(len(take.t))) * gain(frequencies_hz)
+    return np.asarray(np.fft.irfft(spectrum, len(take.t)))
 
 
-if __name__ == "__main__":
-    child.end_with_stdin()
-    child.follow_parent()
-    for _ in write_shard(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])):
-        os.write(1, b".")  # stdout
+SOUNDS: dict[str, Callable[[Take], Float64]] = {
+    "Hum": _hum,
+    "Whistle": _whistle,
+    "Rising sweep": _rising_sweep,
+    "Falling sweep": _falling_sweep,
+    "Hiss": _hiss,
+    "Rumble": _rumble,
+    "Rain": _rain,
+    "Clicking": _clicking,
+    "Tremolo": _tremolo,
+    "Siren": _siren,
+    "Plucked string": _plucked_string,
+    "Drum": _drum,
+    "Engine": _engine,
+    "Bell": _bell,
+}

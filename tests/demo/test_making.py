@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from balance.demo import making, sounds
+from balance.demo import clips, making
 from balance.errors import UserError
 
 COMPLETE = {"version": making.VERSION, "complete": True}
@@ -182,6 +182,6 @@ def test_a_job_that_waits_for_another_says_so(
 
 
 def test_num_files_is_what_the_shards_write() -> None:
-    clips = sounds._clips()
-    assert sounds.num_files() == len(clips) - 5
-    assert len({clip.id for clip in clips}) == len(clips) == 1380
+    listed = clips._clips()
+    assert clips.num_files() == len(listed) - 5
+    assert len({clip.id for clip in listed}) == len(listed) == 1380

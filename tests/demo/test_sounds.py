@@ -1,41 +1,25 @@
-"""The demo's audio and indexes: what the indexes promise lies in the files, the same for everybody."""
+"""The sound classes: each is finite, heard, and unlike the others."""
 
 from __future__ import annotations
 
-import json
-from itertools import islice
-from pathlib import Path
+import numpy as np
 
-import soundfile
-
-from balance.data.vipant_index import read_index
-from balance.demo import sounds
+from balance.demo.sounds import SOUNDS, Take
 
 
-def test_files_are_what_the_clips_say(tmp_path: Path) -> None:
-    """A few clips of one share; once more in another share they are the same bytes."""
-    clips = {tmp_path / "a" / clip.path: clip for clip in sounds._clips()}
-    for path in islice(sounds.write_shard(tmp_path / "a", 7, 100), 8):
-        clip, info = clips[path], soundfile.info(path)
-        assert (info.samplerate, info.channels) == (clip.sample_rate, clip.channels)
-        assert info.format == {"mp3": "MP3", "flac": "FLAC", "wav": "WAV"}[path.suffix[1:]]
-        assert abs(info.frames / info.samplerate - clip.duration_s) < 0.1
-        samples, _ = soundfile.read(path)
-        assert 0.05 < abs(samples).max() <= 1
-    written = {path.relative_to(tmp_path / "a"): path.read_bytes() for path in (tmp_path / "a").rglob("*.*")}
-    assert len(written) == 8
-    for path in islice(sounds.write_shard(tmp_path / "b", 7, 50), 15):
-        if (content := written.pop(path.relative_to(tmp_path / "b"), None)) is not None:
-            assert path.read_bytes() == content
-    assert not written
-
-
-def test_indexes_name_the_files(tmp_path: Path) -> None:
-    sounds.write_indexes(tmp_path)
-    paths = {
-        path for split, _ in sounds._SPLITS for path in read_index(tmp_path / f"src_{split}.csv").paths.to_pylist()
-    }
-    assert paths == {clip.path for clip in sounds._clips()}
-    names = {entry["id"]: entry["name"] for entry in json.loads((tmp_path / "ontology.json").read_text())}
-    assert list(names.values()) == list(sounds.CLASSES)
-    assert set(read_index(tmp_path / "src_unbalanced_train_segments.csv").labels.names) <= set(names)
+def test_every_class_has_a_sound_of_its_own() -> None:
+    """At the lowest and the highest rate; the same generator gives the same sound, another one another."""
+    for rate in (8000, 48_000):
+        t = np.arange(rate) / rate
+        made = {name: sound(Take(t, rate, np.random.default_rng(1))) for name, sound in SOUNDS.items()}
+        for name, samples in made.items():
+            assert samples.shape == (rate,)
+            assert samples.dtype == np.float64
+            assert np.isfinite(samples).all()
+            assert samples.std() > 1e-3
+            np.testing.assert_array_equal(samples, SOUNDS[name](Take(t, rate, np.random.default_rng(1))))
+            assert (samples != SOUNDS[name](Take(t, rate, np.random.default_rng(2)))).any()
+        spectra = np.stack([np.abs(np.fft.rfft(samples)) for samples in made.values()])
+        spectra /= np.linalg.norm(spectra, axis=1, keepdims=True)
+        likeness = spectra @ spectra.T - np.eye(len(spectra))
+        assert likeness.max() < 0.95
