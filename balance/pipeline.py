@@ -14,7 +14,9 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +49,9 @@ from balance.runtime import files
 from balance.search.top_k import cached_search, load
 
 
+Decontaminated: TypeAlias = tuple[Removals, tuple[str, ...]]  # pool clips that are out, warnings
+
+
 class Kept:
     """What the jobs of a sweep share: the last run up to its embeddings, and the settings that it belongs to.
 
@@ -56,6 +61,7 @@ class Kept:
     def __init__(self) -> None:
         self._key = ""
         self._embedded: Embedded | None = None
+        self._decontaminated: dict[tuple[Leaks, float], Decontaminated] = {}
         self.uses = contextlib.ExitStack()
 
     def __enter__(self) -> Kept:
@@ -70,6 +76,14 @@ class Kept:
 
     def put(self, settings: Settings, embedded: Embedded) -> None:
         self._key, self._embedded = self._key_of(settings), embedded
+        self._decontaminated.clear()
+
+    def decontaminated(self, augment: AugmentConfig, find: Callable[[], Decontaminated]) -> Decontaminated:
+        """What `find` gives of the kept embeddings: once per level and threshold, since sound is dear to compare."""
+        key = augment.leaks, augment.copy_threshold
+        if key not in self._decontaminated:
+            self._decontaminated[key] = find()
+        return self._decontaminated[key]
 
     @staticmethod
     def _key_of(settings: Settings) -> str:
@@ -114,9 +128,7 @@ def prepare(settings: Settings, kept: Kept) -> Prepared:
             raise UserError(f"no clip of the {split} has an embedding: there is nothing to search")
 
     started = time.monotonic()
-    acoustic = _acoustic_copies(settings, embedded)
-    out = decontaminate.decontaminate(settings.augment.leaks, embedded.pool, embedded.eval, embedded.ids_as, acoustic)
-    warnings = decontaminate.warn_of_copied_seeds(settings.augment.leaks, embedded.seeds, embedded.eval, acoustic)
+    out, warnings = kept.decontaminated(settings.augment, lambda: _decontaminate(settings, embedded))
     eligible_positions = _eligible_positions(settings.k, embedded, out)
     eligible = embedded.pool.embedded[eligible_positions]
     neighbours = _search(settings, embedded, eligible_positions)
@@ -299,6 +311,14 @@ def _neighbours_key(embedded: Embedded, eligible: Int64) -> str:
         for column in (index.ids, index.paths):
             digest.update("\n".join(column.take(pa.array(rows)).to_pylist()).encode("utf-8", "surrogateescape") + b"\0")
     return digest.hexdigest()[:32]
+
+
+def _decontaminate(settings: Settings, embedded: Embedded) -> Decontaminated:
+    level, acoustic = settings.augment.leaks, _acoustic_copies(settings, embedded)
+    return (
+        decontaminate.decontaminate(level, embedded.pool, embedded.eval, embedded.ids_as, acoustic),
+        decontaminate.warn_of_copied_seeds(level, embedded.seeds, embedded.eval, acoustic),
+    )
 
 
 def _acoustic_copies(settings: Settings, embedded: Embedded) -> AcousticCopies | None:

@@ -60,7 +60,7 @@ def tell(
 
 
 def tell_sweep(root: Path, rows: Sequence[SweepRow]) -> None:
-    """Print the sweep so far: its page, and a line per K. Uniform picks are left out: curation may have thinned a set."""
+    """Print the sweep so far: its page, and a line per K; no uniform picks, since curation may have thinned a set."""
     log.info("the sweep so far: %s", _short(root / "report.html"))
     log.info("%8s  %12s  %11s  %11s  %9s", "k", "neighbours", "of the pool", "agreement@k", "by chance")
     for row in rows:
