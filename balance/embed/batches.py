@@ -3,7 +3,8 @@
 In: decoded clips, one by one. Out: (clips, dim) float32 in the same order. Waveforms are batched by sample rate for the
 fbank and its spectrograms, all of one shape, for the forward pass, both in an order that depends on the part's clips
 alone, the last batch padded to full shape: a part has the same bytes whoever makes it. On CUDA work is only enqueued,
-with a few batches in flight. The price: embeddings come when the part is complete, not clip by clip.
+with a few batches in flight; whoever wants the embeddings waits for them. The price: embeddings come when the part is
+complete, not clip by clip.
 """
 
 from __future__ import annotations
@@ -74,17 +75,19 @@ class Batches:
         if len(staged.clips) == self._staged_clips:
             self._fbank(rate)
 
-    def finish(self) -> Float32:
-        """(clips added since the last call, dim) float32."""
+    def finish(self) -> Finished:
+        """The embeddings of the clips added since the last call, which CUDA may still be computing."""
         for rate in sorted(self._staged):
             self._fbank(rate)
         self._forward(last=True)
-        out = np.empty((self._num_clips, self._dim), dtype=np.float32)
+        on_cuda = self._device.type == "cuda"
+        rows = torch.empty((self._num_clips, self._dim), dtype=torch.float32, pin_memory=on_cuda)
         if self._outputs:
-            out[self._order] = torch.cat(self._outputs).cpu().numpy()
-        self._in_flight.clear()
+            rows.copy_(torch.cat(self._outputs), non_blocking=on_cuda)
+        finished = Finished(rows, self._order, self._event() if on_cuda else None)
+        self._in_flight.clear()  # whoever waits for these waits for all of them
         self._start()
-        return out
+        return finished
 
     def made_by(self) -> dict[str, Any]:
         """Facts about this process for the part's metadata."""
@@ -122,11 +125,15 @@ class Batches:
 
             self._outputs.append(self._in_pieces(run, len(batch)))
             if self._device.type == "cuda":
-                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                event.record()
-                self._in_flight.append(event)
+                self._in_flight.append(self._event())
                 if len(self._in_flight) > _IN_FLIGHT:
                     self._in_flight.popleft().synchronize()
+
+    def _event(self) -> Any:
+        """An event after all that is enqueued."""
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        return event
 
     def _in_pieces(self, run: Callable[[slice], torch.Tensor], num_clips: int) -> torch.Tensor:
         """`run` on all clips, `_at_once` a call."""
@@ -144,6 +151,21 @@ class Batches:
             self._at_once = size // 2
             torch.cuda.empty_cache()
             log.warning("the GPU ran out of memory: going on with encoder.batch_size=%d", self._at_once)
+
+
+class Finished:
+    """The embeddings of a part on their way from the device; another thread may wait for them."""
+
+    def __init__(self, rows: torch.Tensor, order: list[int], event: Any) -> None:
+        self._rows, self._order, self._event = rows, order, event
+
+    def wait(self) -> Float32:
+        """(clips, dim) float32, in the order in which the clips were added."""
+        if self._event is not None:
+            self._event.synchronize()
+        out = np.empty(self._rows.shape, dtype=np.float32)
+        out[self._order] = self._rows.numpy()
+        return out
 
 
 class _Staged:

@@ -47,7 +47,7 @@ class EmbedProgress:
         self._on_failures = on_failures
         self._failures: dict[str, list[DecodeFailure]] = {}
         self._started = self._last_line = time.monotonic()
-        self._done = self._own = 0
+        self._done = self._own = self._finished = 0  # clips
         self._told = False
         self._bar = tqdm(
             total=len(plan), desc="embedding", unit=" clips", smoothing=0.05, disable=not sys.stderr.isatty()
@@ -66,18 +66,19 @@ class EmbedProgress:
                 failures.extend(progress.failures)
                 self._bar.set_postfix(failures=sum(map(len, self._failures.values())))
                 self._on_failures(split, failures)
-            if not self._told and self._own and self._done < len(self._plan):
+            self._finished += int(self._plan.bounds[progress.part + 1] - self._plan.bounds[progress.part])
+            if not self._told and self._own and self._finished < len(self._plan):
                 self._told = True
-                self._line(now, "first part done")
+                self._line(now, "first part done", self._finished)
         elif self._bar.disable and now - self._last_line > _LINE_EVERY_S:
-            self._line(now, "embedding")
+            self._line(now, "embedding", self._done)
 
-    def _line(self, now: float, what: str) -> None:
+    def _line(self, now: float, what: str, num_clips: int) -> None:
         self._last_line = now
         rate = self._own / max(now - self._started, 1e-9)
         left = (len(self._plan) - self._done) / max(rate, 1e-9)
         failed = sum(map(len, self._failures.values()))
-        text = f"{what}: {self._done:,} of {len(self._plan):,} clips, {rate:.1f} clips/s, {failed} failed, "
+        text = f"{what}: {num_clips:,} of {len(self._plan):,} clips, {rate:.1f} clips/s, {failed} failed, "
         with tqdm.external_write_mode(file=sys.stderr):
             log.info("%sabout %s left", text, duration(left))
 

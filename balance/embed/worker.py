@@ -2,8 +2,9 @@
 
 In: an `EmbedTask`, the same for all who work on a plan. Out: its parts in the store, and reports. Decoding, host copies
 and the forward pass overlap: decoder processes run ahead through the list of parts, this process consumes their results
-in order. Who makes which part is decided by locks beside the parts, alike between the processes of a job and between
-jobs. The price of parts as the unit: a killed run redoes its unfinished ones (about a minute).
+in order, and a thread writes what is finished. Who makes which part is decided by locks beside the parts, alike between
+the processes of a job and between jobs. The price of parts as the unit: a killed run redoes its unfinished ones (about
+a minute).
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +24,7 @@ import torch
 from balance.audio.decoder_process import DecodeSettings, Job
 from balance.audio.decoders import Decoded, DecoderPool, Undecoded
 from balance.embed import store_files
-from balance.embed.batches import Batches
+from balance.embed.batches import Batches, Finished
 from balance.embed.parts import Plan
 from balance.embed.progress import Progress
 from balance.encoders.checkpoint import read_checkpoint
@@ -183,22 +186,36 @@ class _Claims:
 
 
 def _consume(task: EmbedTask, decoders: DecoderPool, claimed: _Claims, batches: Batches, report: Report) -> None:
+    """Feed the encoder; a thread waits for a finished part's embeddings and writes them, while the next is decoded."""
     current: _OpenPart | None = None
-    for (part, row, num_clips), job, result in decoders.results():
-        if current is None:
-            current = _OpenPart(part, task.plan.stamps[int(task.plan.bounds[part]) :][:num_clips])
-        if isinstance(result, Undecoded):
-            current.fail(row, job, result.reason, result.detail)
-        else:
-            current.add(row, job, result)
-            batches.add(result)
-        if row + 1 < num_clips:
+    written: _OpenPart | None = None
+    writing: Future[None] | None = None
+
+    def settle() -> None:
+        nonlocal writing
+        if writing is not None and written is not None:
+            writing.result()
+            writing = None
+            claimed.release(written.part)
+            report(Progress(part=written.part, failures=tuple(written.failures)))
+
+    with ThreadPoolExecutor(1, "part writer") as writer:
+        for (part, row, num_clips), job, result in decoders.results():
+            if current is None:
+                current = _OpenPart(part, task.plan.stamps[int(task.plan.bounds[part]) :][:num_clips])
+            if isinstance(result, Undecoded):
+                current.fail(row, job, result.reason, result.detail)
+            else:
+                current.add(row, job, result)
+                batches.add(result)
             report(Progress(num_clips=1))
-            continue
-        current.finish(task, batches)
-        claimed.release(part)
-        report(Progress(num_clips=1, part=part, failures=tuple(current.failures)))
-        current = None
+            if row + 1 == num_clips:
+                settle()  # one at a time bounds the memory
+                written, current = current, None
+                writing = writer.submit(written.write, task, batches.finish(), batches.made_by())
+            elif writing is not None and writing.done():
+                settle()
+        settle()
 
 
 @dataclass(slots=True)
@@ -224,8 +241,8 @@ class _OpenPart:
         if clip.partial:
             self.partial[job.path] = clip.partial
 
-    def finish(self, task: EmbedTask, batches: Batches) -> None:
-        embeddings = batches.finish()
+    def write(self, task: EmbedTask, finished: Finished, made_by: dict[str, Any]) -> None:
+        embeddings = finished.wait()
         finite = np.isfinite(embeddings).all(axis=1)
         for at in np.flatnonzero(~finite):
             self.fail(self.rows[at], self.jobs[at], "not_finite", "the encoder's output is not finite")
@@ -244,4 +261,4 @@ class _OpenPart:
             stamps=self.stamps[[self.rows[i] for i in kept]],
             partial={self.jobs[i].path: words for i in kept if (words := self.partial.get(self.jobs[i].path))},
         )
-        store_files.write_part(task.directory, task.plan.names[self.part], rows, self.failures, batches.made_by())
+        store_files.write_part(task.directory, task.plan.names[self.part], rows, self.failures, made_by)

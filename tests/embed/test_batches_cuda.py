@@ -38,7 +38,7 @@ def embedded(checkpoint: Checkpoint, device: torch.device, precision: Precision)
     batches = Batches(encoder, checkpoint, device, 4, spread=map)
     for clip in clips():
         batches.add(clip)
-    return batches.finish()
+    return batches.finish().wait()
 
 
 @pytest.mark.parametrize("precision", list(TOLERANCE))
@@ -66,5 +66,7 @@ def test_the_host_waits_only_for_the_embeddings(checkpoint: Checkpoint) -> None:
         assert not machine.syncs
         assert machine.copies
         assert all(contiguous and pinned for _, contiguous, pinned in machine.copies)
-        batches.finish()
-        assert {why for why, _ in machine.syncs} == {"copy to the host"}
+        finished = batches.finish()
+        assert not machine.syncs
+        finished.wait()
+        assert {why for why, _ in machine.syncs} == {"event"}

@@ -116,7 +116,8 @@ class Job:
             last = max((self.folder / "outputs" / "sweeps").glob("*/*"), key=lambda p: p.stat().st_mtime_ns)
             return {f"{p.name}/{name}": data for p in last.glob("*-k*") for name, data in contents(p).items()}
         place = "probes" if self.kind == "probe" else "runs"
-        return contents(max((self.folder / "outputs" / place).glob("*/*"), key=lambda p: p.stat().st_mtime_ns))
+        last = max((self.folder / "outputs" / place).glob("*/*"), key=lambda p: p.stat().st_mtime_ns)
+        return {name: data for name, data in contents(last).items() if not name.endswith(".log")}
 
     def finish(self) -> int:
         """Wait for its end; its exit status."""
