@@ -90,13 +90,13 @@ class _Stretch:
     """Samples start … start + size of a clip: channel 0 of the first `num_needed`, the moments of all of them."""
 
     def __init__(self, start: int, size: int, num_needed: int) -> None:
-        self._start, self._size = start, size
+        self._start, self.stop = start, start + size
         self.samples = np.empty(min(size, num_needed), dtype=np.float32)
         self.moments = Moments(spread=True)
 
     def add(self, at: int, block: Samples) -> None:
         """block: (n, channels), whose first sample is number `at` of the clip."""
-        first, last = max(self._start - at, 0), min(self._start + self._size - at, len(block))
+        first, last = max(self._start - at, 0), min(self.stop - at, len(block))
         if first >= last:
             return
         inside = block[first:last]
@@ -120,33 +120,36 @@ def first_channel(blocks: Iterable[Samples], size: int) -> Samples:
 
 
 def crop(
-    blocks: Callable[[], Iterable[Samples]], num_samples: int, num_kept: int, num_needed: int
+    blocks: Callable[[], Iterable[Samples]], whole_std: float, num_samples: int, num_kept: int, num_needed: int
 ) -> tuple[Samples, float]:
     """(channel 0 of the part that the published loader takes, its mean over all channels).
 
-    blocks: gives all `num_samples` > `num_kept` samples, (n, channels) each, from the first on; of the part's
-    `num_kept` samples the first `num_needed` are returned. The part is the centre; but where the centre's standard
-    deviation (unbiased, all channels together) is below half of the whole clip's, the head; and where the head's is
-    then below the centre's, the tail. Raises ValueError where the blocks hold another number of samples.
+    blocks: gives all `num_samples` > `num_kept` samples, (n, channels) each, from the first on, and is asked for no
+    more of them than needed; whole_std: their standard deviation; of the part's `num_kept` samples the first
+    `num_needed` are returned. The part is the centre; but where the centre's standard deviation (unbiased, all channels
+    together) is below half of the whole clip's, the head; and where the head's is then below the centre's, the tail.
+    Raises ValueError where the blocks end too early.
     """
-    whole, centre = (
-        _Stretch(start, size, num_needed)
-        for start, size in ((0, num_samples), (round((num_samples - num_kept) / 2), num_kept))
+    head, centre, tail = (
+        _Stretch(start, num_kept, num_needed)
+        for start in (0, round((num_samples - num_kept) / 2), num_samples - num_kept)
     )
-    _gather(blocks(), num_samples, whole, centre)
-    if centre.moments.std >= whole.moments.std / 2:
-        return centre.samples, centre.moments.mean
-    head, tail = (_Stretch(start, num_kept, num_needed) for start in (0, num_samples - num_kept))
-    _gather(blocks(), num_samples, head, tail)
-    chosen = tail if head.moments.std < centre.moments.std else head
+    _gather(blocks(), head, centre)
+    chosen = centre
+    if centre.moments.std < whole_std / 2:
+        chosen = head
+        if head.moments.std < centre.moments.std:
+            chosen = tail
+            _gather(blocks(), tail)
     return chosen.samples, chosen.moments.mean
 
 
-def _gather(blocks: Iterable[Samples], num_samples: int, *stretches: _Stretch) -> None:
-    at = 0
+def _gather(blocks: Iterable[Samples], *stretches: _Stretch) -> None:
+    at, stop = 0, max(stretch.stop for stretch in stretches)
     for block in blocks:
         for stretch in stretches:
             stretch.add(at, block)
         at += len(block)
-    if at != num_samples:
-        raise ValueError(f"{at} samples, not {num_samples}")
+        if at >= stop:
+            return
+    raise ValueError(f"{at} samples, at least {stop} are needed")

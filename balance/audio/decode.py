@@ -4,7 +4,7 @@ In: a path or an open binary file, the front end's `max_frames` and `zero_mean`.
 with the clip's reason. libsndfile is the reference decoder: no resampling, no mixing of channels. Decoder processes
 import this module, so it imports neither torch nor `records`: they start in 0.2 s. Facts are measured as the samples
 stream by, and a decoder holds at most `_KEPT_BYTES` of them and three crops of one channel (24 MB at 192 kHz),
-whatever the clip's length. The price: a clip of more samples than that is decoded twice.
+whatever the clip's length. The price: a clip of more samples than that is decoded again up to the end of its crop.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _load(sound: Sound, max_frames: int, zero_mean: bool) -> Waveform:
     if num_samples <= num_kept:
         samples, mean = first_channel(again(), min(num_samples, num_needed)), moments.mean
     else:
-        samples, mean = crop(again, num_samples, num_kept, num_needed)
+        samples, mean = crop(again, kept.std(), num_samples, num_kept, num_needed)
     return Waveform(
         samples=samples - np.float32(mean if zero_mean else 0.0),
         sample_rate=sample_rate,
@@ -100,18 +100,34 @@ def _load(sound: Sound, max_frames: int, zero_mean: bool) -> Waveform:
 
 
 class _Kept:
-    """A clip's blocks while they are few; `blocks` is None once they are more than `_KEPT_BYTES`."""
+    """A clip's blocks while they are few; once they are more than `_KEPT_BYTES`, `blocks` is None and only their spread
+    is followed."""
 
     def __init__(self) -> None:
         self.blocks: list[npt.NDArray[np.float32]] | None = []
         self._num_bytes = 0
+        self._spread = Moments(spread=True)
 
     def add(self, block: npt.NDArray[np.float32]) -> None:
         self._num_bytes += block.nbytes
-        if self._num_bytes > _KEPT_BYTES:
-            self.blocks = None
         if self.blocks is not None:
             self.blocks.append(block)
+            if self._num_bytes > _KEPT_BYTES:
+                self._let_go()
+        else:
+            self._spread.add(block)
+
+    def std(self) -> float:
+        """Of all values of all channels; to be asked for once, at the end."""
+        if self.blocks is not None:
+            for block in self.blocks:
+                self._spread.add(block)
+        return self._spread.std
+
+    def _let_go(self) -> None:
+        for block in self.blocks or ():
+            self._spread.add(block)
+        self.blocks = None
 
 
 def _refuse(num_samples: int, sample_rate: int) -> None:

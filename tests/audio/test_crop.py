@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balance.audio import crop
@@ -30,9 +30,12 @@ def published_crop(samples: np.ndarray, num_kept: int) -> np.ndarray:
 
 
 def cropped(samples: np.ndarray, num_kept: int, *, block: int) -> tuple[np.ndarray, float]:
-    return crop.crop(lambda: in_blocks(samples, block), len(samples), num_kept, num_kept)
+    whole = crop.Moments(spread=True)
+    whole.add(samples)
+    return crop.crop(lambda: in_blocks(samples, block), whole.std, len(samples), num_kept, num_kept)
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(st.integers(3, 60), st.integers(2, 40), st.integers(1, 2), st.integers(1, 70), st.integers(0, 2**32 - 1))
 def test_crop_takes_centre_head_or_tail(total: int, num_kept: int, channels: int, block: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
@@ -73,7 +76,8 @@ def test_the_decision_is_numpy_s_next_to_the_tie(offset: float) -> None:
     assert 0 < centres < 41
 
 
-@given(st.integers(1, 40_000), st.integers(1, 3), st.integers(1, 30_000), st.integers(0, 2**32 - 1))
+@settings(deadline=None)  # a busy machine is no fault
+@given(st.integers(1, 20_000), st.integers(1, 3), st.integers(300, 30_000), st.integers(0, 2**32 - 1))
 def test_moments_do_not_depend_on_the_blocks(total: int, channels: int, block: int, seed: int) -> None:
     samples = np.random.default_rng(seed).standard_normal((total, channels)).astype(np.float32) + np.float32(0.3)
     for spread in (False, True):
@@ -92,6 +96,6 @@ def test_moments_do_not_depend_on_the_blocks(total: int, channels: int, block: i
             assert whole.energy == pytest.approx(math.fsum((samples.astype(np.float64) ** 2).reshape(-1)), rel=1e-12)
 
 
-def test_blocks_that_hold_another_number_of_samples_are_an_error() -> None:
-    with pytest.raises(ValueError, match="50 samples, not 60"):
-        crop.crop(lambda: [np.zeros((50, 1), np.float32)], 60, 10, 10)
+def test_blocks_that_end_too_early_are_an_error() -> None:
+    with pytest.raises(ValueError, match="30 samples, at least 35 are needed"):
+        crop.crop(lambda: [np.zeros((30, 1), np.float32)], 1.0, 60, 10, 10)
