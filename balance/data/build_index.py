@@ -8,7 +8,7 @@ express, get a tree of relative symbolic links under `index.out` instead of copi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,35 +38,22 @@ def build(config: IndexConfig, *, ontology: dict[str, str] | None = None) -> Ite
     """
     media, out = _folders(config)
     lists = read_lists(config.layout, config.segments or [], config.splits, media)
-    names = {id: name for one in lists for id, name in one.names.items()} | (ontology or {})
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"index.out={out} is a file, or lies below one: name a folder") from None
+    stems = [one.stem for one in lists]
     sought, found = _search(lists, media, out)
     require_frames = found.has_frames if config.require_frames is None else config.require_frames
-    link = bool(found.flat) if config.link is None else config.link
-    if found.flat and not link and not require_frames:
-        raise UserError(
-            f"{len(found.flat)} clips lie in a flat layout ({min(found.flat.values())}), which the path rule of an "
-            "index cannot express: leave out index.link=false, or use dataset.format=segments"
-        )
+    link = _is_linked(config, found, require_frames)
     matches = [match(one.segments, sought, found, require_frames=require_frames) for one in lists]
     if not any(len(matched.rows) for matched in matches):
         raise UserError(_nothing_found(media, lists[0].segments, sought, found, require_frames))
-    stems = [one.stem for one in lists]
+    _make_folder(out)
     summary: dict[str, Any] = {"lists": {}, "require_frames": require_frames, "link": link}
     if link:
         summary["links_lead_to"] = _link(media, out, stems, matches)
+    names = {id: name for one in lists for id, name in one.names.items()} | (ontology or {})
     for stem, matched in zip(stems, matches, strict=True):
         _write_index(out, stem, matched, chunk_folders(matched, stem) if link else None)
-        listed, present = len(matched.segments), len(matched.rows)
-        summary["lists"][stem] = {"listed": listed, "found": present}
-        yield f"src_{stem}.csv: {present:,} of the {listed:,} listed clips are there ({present / listed:.1%})"
-        if present < listed and require_frames:
-            yield "  clips without a frame are left out and count as not there; index.require_frames=false keeps them"
-        if present < listed:
-            yield f"  labels that lost most: {_losses(matched, names)}"
+        summary["lists"][stem] = {"listed": len(matched.segments), "found": len(matched.rows)}
+        yield from _inventory(stem, matched, names, require_frames)
     yield from _advice(found)
     split_line = _write_joint(out, stems, matches)
     if split_line is not None:
@@ -110,6 +97,34 @@ def _search(lists: Sequence[Listed], media: Path, out: Path) -> tuple[Wanted, Fo
     return sought, flat_found(files, len(files))
 
 
+def _is_linked(config: IndexConfig, found: Found, require_frames: bool) -> bool:
+    link = bool(found.flat) if config.link is None else config.link
+    if found.flat and not link and not require_frames:
+        raise UserError(
+            f"{len(found.flat)} clips lie in a flat layout ({min(found.flat.values())}), which the path rule of an "
+            "index cannot express: leave out index.link=false, or use dataset.format=segments"
+        )
+    return link
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"index.out={out} is a file, or lies below one: name a folder") from None
+
+
+def _inventory(stem: str, matched: Matched, names: Mapping[str, str], require_frames: bool) -> Iterator[str]:
+    segments, present = matched.segments, len(matched.rows)
+    share = present / len(segments)
+    yield f"src_{stem}.csv: {present:,} of the {len(segments):,} listed clips are there ({share:.1%})"
+    if present < len(segments):
+        if require_frames:
+            yield "  clips without a frame are left out and count as not there; index.require_frames=false keeps them"
+        whole = Index(segments.file, pa.array(segments.ids), None, segments.label_sets())
+        yield f"  labels that lost most: {label_losses(whole, matched.lost(), names)}"
+
+
 def _nothing_found(media: Path, segments: SegmentList, sought: Wanted, found: Found, require_frames: bool) -> str:
     if found.unreadable:
         return f"none of the listed clips can be read. {' '.join(_advice(found))}"
@@ -124,12 +139,6 @@ def _advice(found: Found) -> Iterator[str]:
             f"{count:,} listed clips are there only as .{suffix}, which libsndfile cannot read: convert them, for "
             f"instance ffmpeg -i in.{suffix} -c:a flac out.flac"
         )
-
-
-def _losses(matched: Matched, ontology: dict[str, str]) -> str:
-    segments = matched.segments
-    whole = Index(segments.file, pa.array(segments.ids), None, segments.label_sets())
-    return label_losses(whole, matched.lost(), ontology)
 
 
 def _write_index(out: Path, stem: str, matched: Matched, folders: list[str] | None) -> None:

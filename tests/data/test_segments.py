@@ -238,7 +238,7 @@ def test_a_folder_name_that_is_not_utf8(tmp_path):
     touch(tmp_path / "n" / os.fsdecode(b"M\xfasica"), "aclip/--PJHxphWEs.p0.wav")
     with pytest.raises(UserError, match=r"^M\\xfasica: not UTF-8.*index\.link=true"):
         run(segments=tmp_path / "l.csv", media=tmp_path / "n", out=tmp_path / "p")
-    assert list((tmp_path / "p").iterdir()) == []
+    assert list((tmp_path / "p").iterdir()) == []  # no half-written index
     run(segments=tmp_path / "l.csv", media=tmp_path / "n", out=tmp_path / "p", link=True)
     assert len(read_index(tmp_path / "p" / "src_l.csv")) == 1
 
@@ -363,6 +363,7 @@ def test_mistakes(tmp_path, files, more, words):
     with pytest.raises(UserError) as caught:
         run(segments=write_list(tmp_path / "l.csv"), media=tmp_path / "m", out=tmp_path / "o", **more)
     assert words in str(caught.value)
+    assert not (tmp_path / "o").exists()
 
 
 def test_wrong_paths(tmp_path):
