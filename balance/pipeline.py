@@ -48,7 +48,6 @@ from balance.results.train_root import write_train_root
 from balance.runtime import files
 from balance.search.top_k import cached_search, load
 
-
 Decontaminated: TypeAlias = tuple[Removals, tuple[str, ...]]  # pool clips that are out, warnings
 
 
