@@ -42,6 +42,7 @@ from balance.errors import UserError
 from balance.prepared import Embedded, Prepared
 from balance.records import Index, Int64, Neighbours, SomeVectors, Split
 from balance.report import page
+from balance.report.spectrogram import Sound
 from balance.results import console, curation_files, manifest, tables
 from balance.results.summary import summarise, write_summary
 from balance.results.train_root import write_train_root
@@ -336,6 +337,13 @@ def _acoustic_copies(settings: Settings, embedded: Embedded) -> AcousticCopies |
     )
 
 
+def _sound(settings: Settings) -> Sound | None:
+    """What the page draws spectrograms from; None where there is no sound."""
+    if settings.dataset.format is Format.embeddings:
+        return None
+    return Sound(settings.media, settings.num_decoders, settings.queue_bytes, settings.clip_timeout_s)
+
+
 # -- files ---------------------------------------------------------------------------------------------------------
 
 
@@ -367,6 +375,7 @@ def _write(
         media_root=settings.media_root,
         media_base=settings.report.media_base,
         parents=read_parents(ontology_file(dataset.ontology, settings.root)),
+        sound=_sound(settings),
         rng_seed=settings.seed,
     )
     written.append(page.write_report(folder, about, prepared=prepared, k=k, curated=curated, summary=summary))

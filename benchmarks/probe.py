@@ -101,23 +101,23 @@ def large(given: argparse.Namespace, folder: Path) -> dict[str, float]:
     rows = np.arange(given.pool)
     chooser = rng.integers(0, given.seeds, given.pool)  # each clip came with one seed and leaves with it
     arm = training_sets.Arm(
-        training_sets.NEIGHBOURS, training_sets.NEIGHBOURS, 9, rows, probe.folds[chooser].astype(np.int8)
+        training_sets.NEIGHBOURS, training_sets.NEIGHBOURS, 9, rows, probe.fitter.folds[chooser].astype(np.int8)
     )
-    cell = probe.cell(arm, probe.judge_for([arm]), None, 0)
+    fit_result = probe.fit(arm, probe.judge_for([arm]), None)
     seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu
     size = f"{given.seeds:,} + {given.pool:,} clips x {given.dim} x {given.labels} labels"
     print(f"{size}: {seconds:.1f} s ({cpu_seconds:.0f} s of cores)")
-    print(f"  λ = {cell.penalty:g} of " + ", ".join(f"{a:g}: {b:.4f}" for a, b in cell.path))
-    print(f"  {len(steps)} passes; loss still to be gained at most {cell.unfinished:.1e} of a label's")
+    print(f"  λ = {fit_result.penalty:g} of " + ", ".join(f"{a:g}: {b:.4f}" for a, b in fit_result.path))
+    print(f"  {len(steps)} passes; the next step would move a label's scores by at most {fit_result.unfinished:.1%}")
     again = time.monotonic()
-    for _, block in probe.training_set(arm).blocks():
+    for _, block in probe.fitter.training_set(arm).blocks():
         block.sum()
     print(f"  reading and standardising the rows once: {time.monotonic() - again:.1f} s")
     return {
         "seconds": seconds,
         "seconds_per_pass": seconds / len(steps),
         "num_passes": len(steps),
-        "penalty": cell.penalty,
+        "penalty": fit_result.penalty,
     }
 
 
@@ -140,14 +140,15 @@ def small() -> float:
     )
     config = ProbeConfig()
     probe = Probe(none, config, seed=0, device=torch.device("cpu"), cache=Path("/nonexistent"))
-    examples = probe.training_set(training_sets.whole_pool(2500, weighted=False))
+    examples = probe.fitter.training_set(training_sets.whole_pool(2500, weighted=False))
     features = np.concatenate([b.numpy() for _, b in examples.blocks()])
-    queries = probe.space.standardise(new_vectors)
+    queries = probe.fitter.space.standardise(new_vectors)
     truth, new_truth = examples.labels.toarray(), new.matrix()
     worst = 0.0
     for penalty in (1e-2, 1e-3, 1e-4):
         columns = Columns(np.arange(20), np.full(20, -1))
-        ours = fit(examples, columns, penalty, passes=config.steps, device=torch.device("cpu"))
+        watched = torch.from_numpy(features[:500])
+        ours = fit(examples, columns, penalty, watched, passes=config.steps, device=torch.device("cpu"))
         theirs = np.stack(
             [
                 LogisticRegression(C=1 / (penalty * len(features)), max_iter=5000, tol=1e-8)

@@ -114,14 +114,16 @@ def one(job: tuple[str, int, int]) -> dict[str, float | str | bool]:
     with tempfile.TemporaryDirectory() as folder:
         probe = Probe(problem, config, seed=repeat, device=torch.device("cpu"), cache=Path(folder))
         table = probe.run([arm for arm in probe.arms() if arm.rule in (training_sets.NEIGHBOURS, training_sets.RANDOM)])
-    arm, draws = matched(table.cells, NUM_PICKS)
-    features = torch.from_numpy(probe.space.standardise(population.vectors))
+    arm, draws = matched(table.fits, NUM_PICKS)
+    features = torch.from_numpy(probe.fitter.space.standardise(population.vectors))
     truth = coded(population.labels).matrix()
     columns = Columns(np.arange(NUM_LABELS), np.full(NUM_LABELS, -1))
 
     def population_map(rows: np.ndarray, penalty: float) -> float:
-        examples = probe.training_set(training_sets.Arm("", "", None, rows, np.full(len(rows), -1, dtype=np.int8)))
-        model = fit(examples, columns, penalty, passes=config.steps, device=torch.device("cpu"))
+        examples = probe.fitter.training_set(
+            training_sets.Arm("", "", None, rows, np.full(len(rows), -1, dtype=np.int8))
+        )
+        model = fit(examples, columns, penalty, features[:1000], passes=config.steps, device=torch.device("cpu"))
         return float(macro(Ranking(model.scores(features).numpy(), truth).figures().ap)[0])
 
     by_rule = [population_map(rows, arm.penalty) for rows in picks]
@@ -130,8 +132,8 @@ def one(job: tuple[str, int, int]) -> dict[str, float | str | bool]:
     at_random = [
         population_map(np.sort(rng.choice(num_pool, len(rows), replace=False)), draws[0].penalty) for rows in picks
     ]
-    readings = {id(cell): table.readings[i][0].summary("map") for i, cell in enumerate(table.cells)}
-    own, others = readings[id(arm)], [readings[id(c)] for c in draws]
+    maps = {id(one): of["logistic"].summary("map") for one, of in zip(table.fits, table.evaluations, strict=True)}
+    own, others = maps[id(arm)], [maps[id(draw)] for draw in draws]
     value, replicates = against_draws(
         np.array([own[0]]),
         own[1][:, None],

@@ -126,9 +126,7 @@ class Fitter:
         return Solver(examples, columns, self._watched, device=self.device)
 
     def _settle(self, solver: Solver, penalty: float, title: str) -> None:
-        solver.settle(
-            penalty, self.config.steps, lambda done: self._progress(f"{title}: λ = {penalty:g}, pass {done + 1}")
-        )
+        solver.settle(penalty, self.config.steps, lambda done: self._progress(f"{title}: λ = {penalty:g}, pass {done}"))
 
     def _heldout_ranking(self, fit: Fit, columns: Columns) -> Ranking:
         """The ranking of the held-out seeds by their folds' fits."""

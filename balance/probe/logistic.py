@@ -196,6 +196,7 @@ class Solver:
 
     def __init__(self, examples: Examples, columns: Columns, watched: Tensor, *, device: torch.device) -> None:
         self.examples, self.columns, self.penalty, self.num_passes = examples, columns, 1.0, 0
+        self._progress: Callable[[int], None] = _nothing
         num_rows, dim = examples.shape
         self._rows = (_FewRows if num_rows * dim <= FEW_VALUES else _ManyRows)(examples, device)
         self._device, self._dtype = device, self._rows.dtype
@@ -240,28 +241,27 @@ class Solver:
         """Whether the scores of every column have settled."""
         return bool((self._left <= SETTLED).all())
 
-    def settle(self, penalty: float, passes: int, progress: Callable[[int], None] = lambda done: None) -> None:
+    def settle(self, penalty: float, passes: int, progress: Callable[[int], None] | None = None) -> None:
         """Go on to this λ, until every column is finished, in at most about so many passes over the rows (the last
         step's may go beyond); progress is called with the passes done."""
-        end = self.num_passes + passes
+        end, self._progress = self.num_passes + passes, progress or _nothing
         with one_core() if isinstance(self._rows, _FewRows) else contextlib.nullcontext():
-            self._descend(penalty, end, progress)
+            self._descend(penalty, end)
 
-    def _descend(self, penalty: float, end: int, progress: Callable[[int], None]) -> None:
+    def _descend(self, penalty: float, end: int) -> None:
         while self.penalty > LARGEST_DESCENT * penalty:
             self.penalty /= LARGEST_DESCENT
-            self._newton(ON_THE_WAY, end, progress)
+            self._newton(ON_THE_WAY, end)
         self.penalty = penalty
-        self._newton(SETTLED, end, progress)
+        self._newton(SETTLED, end)
 
-    def _newton(self, enough: float, end: int, progress: Callable[[int], None]) -> None:
+    def _newton(self, enough: float, end: int) -> None:
         """Newton steps until the scores of every column have settled to `enough`, or `end` passes are done."""
         self._left = np.where(self.trained, np.inf, 0.0).astype(np.float32)
         at = np.flatnonzero(self.trained)
         theta = self._theta[:, at]
         gradient, curvature = self._evaluate(theta, at)
         while len(at) and self.num_passes < end:
-            progress(self.num_passes)
             step, solved = self._newton_step(theta, at, gradient, curvature)
             move, spread = self._spread(step), self._spread(theta + step)
             left = torch.where(move > 0, move / spread.clamp_min(1e-30), 0.0)
@@ -273,6 +273,10 @@ class Solver:
             if len(at):
                 theta, gradient, curvature = self._advance(theta, at, gradient, step)
                 self._put(at, theta)
+
+    def _count_pass(self) -> None:
+        self.num_passes += 1
+        self._progress(self.num_passes)
 
     def _put(self, at: Int64, theta: Tensor, left: Tensor | None = None) -> None:
         self._theta = self._theta.index_copy(1, torch.as_tensor(at, device=self._device), theta)
@@ -324,7 +328,7 @@ class Solver:
             total[:-1].addmm_(features.T, residual)
             residual_sum += residual.sum(0)  # in the dtype of the rows within a block, float64 across them
             curvature_sum += curvature.sum(0)
-        self.num_passes += 1
+        self._count_pass()
         inverse_mass = self._inverse_mass[where]
         total[-1] = residual_sum.to(self._dtype)
         gradient = total * inverse_mass
@@ -354,7 +358,7 @@ class Solver:
             curvature *= torch.addmm(vectors[-1], features, vectors[:-1])
             total[:-1].addmm_(features.T, curvature)
             total[-1] += curvature.sum(0)
-        self.num_passes += 1
+        self._count_pass()
         total *= self._inverse_mass[where]
         total[:-1] += self.penalty * vectors[:-1]
         return total
@@ -393,6 +397,10 @@ class Solver:
     def result(self) -> Fit:
         """The columns as they are now."""
         return Fit(*self._rows.model(self._theta), self.trained, self._left)
+
+
+def _nothing(done: int) -> None:
+    """Where nobody looks at the progress."""
 
 
 def _places(targets: Any, start: int, stop: int) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
@@ -18,6 +18,8 @@ import numpy as np
 
 from balance.data.media import AUDIO_SUFFIXES
 from balance.records import Float64, Index, Int64, Neighbours, Split
+from balance.report import spectrogram
+from balance.report.spectrogram import Sound
 
 SEEDS_PER_PART = 4
 NEIGHBOURS_PER_SEED = 5
@@ -27,11 +29,13 @@ NEAR_LEVELS = 4  # of folders that a relative link may go up: outputs/runs/DAY/T
 @dataclass(frozen=True, slots=True)
 class Clip:
     """A clip on the page. labels: (name, whether the seed has it too); audio: links to try in this order, none where it
-    cannot be played; frame: link to a picture; rank, similarity: of a neighbour."""
+    cannot be played; picture: spectrogram as a data URI; frame: link to a video frame; rank, similarity: of a
+    neighbour."""
 
     id: str
     labels: tuple[tuple[str, bool], ...]
     audio: tuple[str, ...]
+    picture: str | None
     frame: str | None
     rank: int | None = None
     similarity: float | None = None
@@ -102,11 +106,11 @@ def choose(
     *,
     names: Mapping[str, str],
     links: Links,
+    sound: Sound | None,
     rng_seed: int,
 ) -> list[Part]:
-    """The parts that have any group. agreement: (S,) float64, NaN without labels; names: label id -> name; rng_seed: of
-    the seeds drawn at random."""
-    clips = _Clips(seeds.index, pool.index, neighbours, names, links)
+    """The parts that have any group. agreement: (S,) float64, NaN without labels; names: label id -> name; sound: what
+    spectrograms are drawn from; rng_seed: of the seeds drawn at random."""
     labelled = np.flatnonzero(~np.isnan(agreement))
     order = labelled[np.argsort(-agreement[labelled], kind="stable")]
     best = order[:SEEDS_PER_PART]
@@ -118,7 +122,14 @@ def choose(
         ("Worst label agreement", worst),
         ("Random seeds", np.sort(drawn)),
     )
-    return [Part(title, tuple(clips.group(at) for at in some.tolist())) for title, some in chosen if len(some)]
+    places = [(title, int(at)) for title, some in chosen for at in some]
+    clips = _Clips(seeds.index, pool.index, neighbours, names, links)
+    rows = [clips.rows(at) for _, at in places]
+    nothing: list[list[str | None]] = [[None] * len(group) for group in rows]
+    pictures = nothing if sound is None else spectrogram.draw(rows, sound)
+    groups = [clips.group(at, drawn) for (_, at), drawn in zip(places, pictures, strict=True)]
+    titles = list(dict.fromkeys(title for title, _ in places))
+    return [Part(x, tuple(g for (title, _), g in zip(places, groups, strict=True) if title == x)) for x in titles]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,26 +140,28 @@ class _Clips:
     names: Mapping[str, str]
     links: Links
 
-    def group(self, at: int) -> Group:
-        """The seed at this place of the neighbours, and its first neighbours."""
-        row = int(self.neighbours.seed_rows[at])
-        of_seed = set(self.seeds.labels[row])
-        found = []
-        for place in range(min(NEIGHBOURS_PER_SEED, self.neighbours.k)):
-            similarity = float(self.neighbours.similarities[at, place])
-            found.append(
-                self._clip(self.pool, int(self.neighbours.pool_rows[at, place]), of_seed, place + 1, similarity)
-            )
-        return Group(self._clip(self.seeds, row, set()), tuple(found))
+    def rows(self, at: int) -> list[tuple[Index, int]]:
+        """The seed at this place of the neighbours, and its first neighbours: index and row of each."""
+        found = self.neighbours.pool_rows[at, :NEIGHBOURS_PER_SEED].tolist()
+        return [(self.seeds, int(self.neighbours.seed_rows[at])), *((self.pool, row) for row in found)]
 
-    def _clip(
-        self, index: Index, row: int, of_seed: set[str], rank: int | None = None, similarity: float | None = None
-    ) -> Clip:
+    def group(self, at: int, pictures: Sequence[str | None]) -> Group:
+        """The same as clips with their pictures."""
+        (_, seed_row), *rest = self.rows(at)
+        of_seed = set(self.seeds.labels[seed_row])
+        seed = self._clip(self.seeds, seed_row, set(), pictures[0])
+        similarities = self.neighbours.similarities[at].tolist()
+        neighbours = (
+            replace(self._clip(index, row, of_seed, pictures[rank]), rank=rank, similarity=similarities[rank - 1])
+            for rank, (index, row) in enumerate(rest, start=1)
+        )
+        return Group(seed, tuple(neighbours))
+
+    def _clip(self, index: Index, row: int, of_seed: set[str], picture: str | None) -> Clip:
         return Clip(
             id=index.ids[row].as_py(),
             labels=tuple((self.names.get(label, label), label in of_seed) for label in index.labels[row]),
             audio=self.links.audio(index, row),
+            picture=picture,
             frame=self.links.frame(index, row),
-            rank=rank,
-            similarity=similarity,
         )

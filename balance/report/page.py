@@ -19,6 +19,7 @@ from balance.demo.checkpoint import NOTICE
 from balance.prepared import Prepared
 from balance.records import REASONS, Index
 from balance.report import figures, html, listening
+from balance.report.spectrogram import Sound
 from balance.results.summary import Summary
 from balance.runtime import files
 from balance.stats import run_stats
@@ -33,7 +34,8 @@ class About:
     """What the page says of the run beside its results.
 
     dataset: `dataset.name`; media_base: where links to the media point instead of media_root; parents: label id -> ids
-    of its parents in the ontology; rng_seed: of the seeds that are drawn for listening.
+    of its parents in the ontology; sound: what the spectrograms are drawn from, None without media; rng_seed: of the
+    seeds that are drawn for listening.
     """
 
     dataset: str
@@ -41,6 +43,7 @@ class About:
     media_root: Path
     media_base: str | None
     parents: Mapping[str, list[str]]
+    sound: Sound | None
     rng_seed: int
 
 
@@ -87,10 +90,12 @@ def render(folder: Path, about: About, prepared: Prepared, k: int, curated: Cura
         stats.agreement_by_seed,
         names=prepared.embedded.ontology,
         links=listening.Links.to(about.media_root, about.media_base, folder),
+        sound=about.sound,
         rng_seed=about.rng_seed,
     )
     agreement, chance = summary.label_agreement, summary.label_agreement_random
     num_seeds = len(prepared.seeds.embedded)
+    shown = [clip for part in clips for group in part.groups for clip in (group.seed, *group.neighbours)]
     return (
         html.environment()
         .get_template("report.html")
@@ -110,9 +115,8 @@ def render(folder: Path, about: About, prepared: Prepared, k: int, curated: Cura
             reasons=REASONS,
             rules=_rules(prepared.pool.index, Removals.join(prepared.decontaminated, curated.removals)),
             listening=clips,
-            audible=any(
-                clip.audio for part in clips for group in part.groups for clip in (group.seed, *group.neighbours)
-            ),
+            audible=any(clip.audio for clip in shown),
+            pictured=any(clip.picture for clip in shown),
         )
     )
 

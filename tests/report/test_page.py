@@ -14,16 +14,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import soundfile
 
 from balance.curation.config import AugmentConfig, Copies
 from balance.curation.curate import curate
 from balance.curation.removed import Removals, Rule
-from balance.data.config import Ids
+from balance.data.config import ColumnsConfig, Format, Ids, MediaSource
 from balance.data.ontology import read_parents
 from balance.prepared import Embedded, Prepared
 from balance.records import Facts, Failure, Index, Labels, Neighbours, Split
 from balance.report import figures, listening
 from balance.report.page import About, render, write_report
+from balance.report.spectrogram import Sound
 from balance.report.sweep import write_sweep
 from balance.results.summary import summarise
 from balance.search.top_k import ArrayVectors
@@ -117,13 +119,14 @@ def run(root):
     return prepared, curated, summarise(prepared, K, curated)
 
 
-def about(root, media_base=None):
+def about(root, media_base=None, sound=None):
     return About(
         dataset="audioset",
         is_demo=False,
         media_root=root,
         media_base=media_base,
         parents=read_parents(root / "ontology.json"),
+        sound=sound,
         rng_seed=1213,
     )
 
@@ -159,6 +162,22 @@ def test_media_links(run, root, page):
     moved = render(page.parent, about(root, "https://example.org/media"), prepared, K, run[1], run[2])
     assert 'src="https://example.org/media/d/aclip/' in moved
     assert 'src="file:' not in moved
+
+
+def test_spectrograms_are_inlined_and_the_page_stays_small(run, root, tmp_path):
+    prepared, curated, summary = run
+    rng = np.random.default_rng(0)
+    media = tmp_path / "media"
+    (media / "d" / "aclip").mkdir(parents=True)
+    for split in (prepared.seeds, prepared.pool):
+        for path in split.index.paths.to_pylist()[:-1]:
+            soundfile.write(media / path, rng.normal(0, 0.1, 4000), 8000)
+    sound = Sound(MediaSource(root=media, format=Format.vipant, columns=ColumnsConfig()), 2, 1 << 24, 60.0)
+    text = render(tmp_path, about(root, sound=sound), prepared, K, curated, summary)
+    assert text.count('<img class="sound" src="data:image/png;base64,') >= 71  # of 72 clips, at most one without sound
+    assert "one scale" in text
+    assert "one scale" not in render(tmp_path, about(root), prepared, K, curated, summary)
+    assert len(text.encode()) < 2_000_000, "noise, the largest pictures there are"
 
 
 def test_links_to_media_near_the_page_are_relative_first_and_lead_there(tmp_path):
@@ -280,6 +299,7 @@ def test_listening_takes_the_best_and_the_worst(run):
         np.array(measured),
         names={},
         links=listening.Links.to(Path("/nowhere"), None, Path("/elsewhere")),
+        sound=None,
         rng_seed=1,
     )
     ids = prepared.seeds.index.ids.to_pylist()
