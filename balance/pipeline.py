@@ -42,7 +42,7 @@ from balance.errors import UserError
 from balance.prepared import Embedded, Prepared
 from balance.records import Index, Int64, Neighbours, SomeVectors, Split
 from balance.report import page
-from balance.report.spectrogram import Sound
+from balance.report.sound import Sound
 from balance.results import console, curation_files, manifest, tables
 from balance.results.summary import summarise, write_summary
 from balance.results.train_root import write_train_root
@@ -376,6 +376,7 @@ def _write(
         media_base=settings.report.media_base,
         parents=read_parents(ontology_file(dataset.ontology, settings.root)),
         sound=_sound(settings),
+        num_embedded=settings.report.embed_audio,
         rng_seed=settings.seed,
     )
     written.append(page.write_report(folder, about, prepared=prepared, k=k, curated=curated, summary=summary))

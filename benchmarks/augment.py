@@ -137,7 +137,14 @@ def one_size(num_seeds: int, num_pool: int, k: int, per_label: int) -> dict[str,
         write_summary(folder, summary)
         done("summary")
         about = About(
-            dataset="audioset", is_demo=False, media_root=folder, media_base=None, parents={}, sound=None, rng_seed=1213
+            dataset="audioset",
+            is_demo=False,
+            media_root=folder,
+            media_base=None,
+            parents={},
+            sound=None,
+            num_embedded=0,
+            rng_seed=1213,
         )
         page = write_report(folder, about, prepared=prepared, k=k, curated=curated, summary=summary)
         done("page")

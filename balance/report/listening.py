@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
@@ -19,7 +19,7 @@ import numpy as np
 from balance.data.media import AUDIO_SUFFIXES
 from balance.records import Float64, Index, Int64, Neighbours, Split
 from balance.report import spectrogram
-from balance.report.spectrogram import Sound
+from balance.report.sound import Clips, Sound, Wave, decode, mp3
 
 SEEDS_PER_PART = 4
 NEIGHBOURS_PER_SEED = 5
@@ -28,9 +28,12 @@ NEAR_LEVELS = 4  # of folders that a relative link may go up: outputs/runs/DAY/T
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A clip on the page. labels: (name, whether the seed has it too); audio: links to try in this order, none where it
-    cannot be played; picture: spectrogram as a data URI; frame: link to a video frame; rank, similarity: of a
-    neighbour."""
+    """A clip on the page.
+
+    labels: (name, whether the seed has it too); audio: links to try in this order, or the sound itself as a data URI,
+    none where it cannot be played; picture: spectrogram as a data URI; frame: link to a video frame; rank, similarity:
+    of a neighbour.
+    """
 
     id: str
     labels: tuple[tuple[str, bool], ...]
@@ -47,6 +50,11 @@ class Group:
 
     seed: Clip
     neighbours: tuple[Clip, ...]
+
+    @property
+    def clips(self) -> tuple[Clip, ...]:
+        """All of them, the seed first."""
+        return self.seed, *self.neighbours
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +115,12 @@ def choose(
     names: Mapping[str, str],
     links: Links,
     sound: Sound | None,
+    num_embedded: int,
     rng_seed: int,
 ) -> list[Part]:
     """The parts that have any group. agreement: (S,) float64, NaN without labels; names: label id -> name; sound: what
-    spectrograms are drawn from; rng_seed: of the seeds drawn at random."""
+    spectrograms are drawn from; num_embedded: clips, in the page's order, whose sound the page holds itself; rng_seed:
+    of the seeds drawn at random."""
     labelled = np.flatnonzero(~np.isnan(agreement))
     order = labelled[np.argsort(-agreement[labelled], kind="stable")]
     best = order[:SEEDS_PER_PART]
@@ -124,12 +134,25 @@ def choose(
     )
     places = [(title, int(at)) for title, some in chosen for at in some]
     clips = _Clips(seeds.index, pool.index, neighbours, names, links)
-    rows = [clips.rows(at) for _, at in places]
-    nothing: list[list[str | None]] = [[None] * len(group) for group in rows]
-    pictures = nothing if sound is None else spectrogram.draw(rows, sound)
-    groups = [clips.group(at, drawn) for (_, at), drawn in zip(places, pictures, strict=True)]
+    groups = [clips.group(at) for _, at in places]
+    if sound is not None:
+        groups = _with_sound(groups, decode([clips.rows(at) for _, at in places], sound), num_embedded)
     titles = list(dict.fromkeys(title for title, _ in places))
     return [Part(x, tuple(g for (title, _), g in zip(places, groups, strict=True) if title == x)) for x in titles]
+
+
+def _with_sound(groups: Sequence[Group], waves: Iterator[list[Wave | None]], num_embedded: int) -> list[Group]:
+    """The same with spectrograms, and the first clips with their sound."""
+    out = []
+    for group, of_group in zip(groups, waves, strict=True):
+        made = []
+        for clip, wave, picture in zip(group.clips, of_group, spectrogram.draw(of_group), strict=True):
+            audio = clip.audio
+            if wave is not None and num_embedded > 0:
+                audio, num_embedded = (mp3(wave),), num_embedded - 1
+            made.append(replace(clip, audio=audio, picture=picture))
+        out.append(Group(made[0], tuple(made[1:])))
+    return out
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,28 +163,28 @@ class _Clips:
     names: Mapping[str, str]
     links: Links
 
-    def rows(self, at: int) -> list[tuple[Index, int]]:
+    def rows(self, at: int) -> Clips:
         """The seed at this place of the neighbours, and its first neighbours: index and row of each."""
         found = self.neighbours.pool_rows[at, :NEIGHBOURS_PER_SEED].tolist()
         return [(self.seeds, int(self.neighbours.seed_rows[at])), *((self.pool, row) for row in found)]
 
-    def group(self, at: int, pictures: Sequence[str | None]) -> Group:
-        """The same as clips with their pictures."""
+    def group(self, at: int) -> Group:
+        """The same as clips, without what is made of their sound."""
         (_, seed_row), *rest = self.rows(at)
         of_seed = set(self.seeds.labels[seed_row])
-        seed = self._clip(self.seeds, seed_row, set(), pictures[0])
+        seed = self._clip(self.seeds, seed_row, set())
         similarities = self.neighbours.similarities[at].tolist()
         neighbours = (
-            replace(self._clip(index, row, of_seed, pictures[rank]), rank=rank, similarity=similarities[rank - 1])
+            replace(self._clip(index, row, of_seed), rank=rank, similarity=similarities[rank - 1])
             for rank, (index, row) in enumerate(rest, start=1)
         )
         return Group(seed, tuple(neighbours))
 
-    def _clip(self, index: Index, row: int, of_seed: set[str], picture: str | None) -> Clip:
+    def _clip(self, index: Index, row: int, of_seed: set[str]) -> Clip:
         return Clip(
             id=index.ids[row].as_py(),
             labels=tuple((self.names.get(label, label), label in of_seed) for label in index.labels[row]),
             audio=self.links.audio(index, row),
-            picture=picture,
+            picture=None,
             frame=self.links.frame(index, row),
         )

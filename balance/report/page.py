@@ -19,7 +19,7 @@ from balance.demo.checkpoint import NOTICE
 from balance.prepared import Prepared
 from balance.records import REASONS, Index
 from balance.report import figures, html, listening
-from balance.report.spectrogram import Sound
+from balance.report.sound import Sound
 from balance.results.summary import Summary
 from balance.runtime import files
 from balance.stats import run_stats
@@ -34,7 +34,8 @@ class About:
     """What the page says of the run beside its results.
 
     dataset: `dataset.name`; media_base: where links to the media point instead of media_root; parents: label id -> ids
-    of its parents in the ontology; sound: what the spectrograms are drawn from, None without media; rng_seed: of the
+    of its parents in the ontology; sound: what the spectrograms are drawn from, None without media;
+    num_embedded: clips whose sound the page holds itself; rng_seed: of the
     seeds that are drawn for listening.
     """
 
@@ -44,6 +45,7 @@ class About:
     media_base: str | None
     parents: Mapping[str, list[str]]
     sound: Sound | None
+    num_embedded: int
     rng_seed: int
 
 
@@ -91,11 +93,12 @@ def render(folder: Path, about: About, prepared: Prepared, k: int, curated: Cura
         names=prepared.embedded.ontology,
         links=listening.Links.to(about.media_root, about.media_base, folder),
         sound=about.sound,
+        num_embedded=about.num_embedded,
         rng_seed=about.rng_seed,
     )
     agreement, chance = summary.label_agreement, summary.label_agreement_random
     num_seeds = len(prepared.seeds.embedded)
-    shown = [clip for part in clips for group in part.groups for clip in (group.seed, *group.neighbours)]
+    shown = [clip for part in clips for group in part.groups for clip in group.clips]
     return (
         html.environment()
         .get_template("report.html")

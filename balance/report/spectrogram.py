@@ -1,9 +1,8 @@
 """Small grey spectrograms of the clips that the page plays, as PNG in data URIs.
 
-In: groups of clips (a seed and its neighbours), and where their sound lies; out: a picture per clip. The clips of a
-group share one scale (time to the end of the longest, frequency to half the highest rate, grey from the loudest point
-down), so that they can be compared by eye: a clip of a lower rate is empty above its own half. Drawn from the first
-channel of what the decoders give, at most MAX_FRAMES of 10 ms. Price: half a second and about 3 KB per clip and page.
+In: the waveforms of a group (a seed and its neighbours); out: a picture of each. They share one scale (time to the end
+of the longest, frequency to half the highest rate, grey from the loudest point down), so that they can be compared by
+eye: a clip of a lower rate is empty above its own half. Price: about 3 KB per clip.
 """
 
 from __future__ import annotations
@@ -11,73 +10,29 @@ from __future__ import annotations
 import base64
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from balance.audio.decoder_process import DecodeSettings, Job
-from balance.audio.decoders import Decoded, DecoderPool, plan_slots
-from balance.data.config import MediaSource
-from balance.records import Float32, Float64, Index
+from balance.records import Float32, Float64
+from balance.report.sound import Wave
 
 WIDTH, HEIGHT = 144, 72  # pixels
-MAX_FRAMES = 1000
 HIGHEST_HZ = 16_000.0
 RANGE_DB = 70.0
 LEVELS = 24  # of grey: enough for the eye, and few bytes
 WINDOW_S = 0.03  # at least: a pixel's window is never shorter than the pixel
 
 
-@dataclass(frozen=True, slots=True)
-class Sound:
-    """Where the clips' bytes lie, and how they are decoded: processes, bytes between them and this one, seconds after
-    which a clip is given up."""
-
-    source: MediaSource
-    num_workers: int
-    queue_bytes: int
-    clip_timeout_s: float
-
-
-def draw(groups: Sequence[Sequence[tuple[Index, int]]], sound: Sound) -> list[list[str | None]]:
-    """The pictures of groups of (index, row), as data URIs; None where a clip cannot be decoded."""
-    clips = _decode([clip for group in groups for clip in group], sound)
-    return [_pictures([next(clips) for _ in group]) for group in groups]
-
-
-def _decode(clips: Sequence[tuple[Index, int]], sound: Sound) -> Iterator[tuple[Float32, int] | None]:
-    """(samples, rate in Hz) of each clip, in order; None where it cannot be decoded."""
-    num_workers = max(1, min(sound.num_workers, 4, len(clips)))
-    slot_bytes, num_slots = plan_slots(sound.queue_bytes, MAX_FRAMES, num_workers)
-    settings = DecodeSettings(
-        media_root=str(sound.source.root),
-        format=sound.source.format.value,
-        columns=asdict(sound.source.columns),
-        max_frames=MAX_FRAMES,
-        zero_mean=False,
-        slot_bytes=slot_bytes,
-        num_slots=num_slots,
-    )
-
-    def jobs() -> Iterator[tuple[None, Job]]:
-        for index, row in clips:
-            offsets, sizes = index.places()
-            yield None, Job(index.ids[row].as_py(), index.paths[row].as_py(), int(offsets[row]), int(sizes[row]))
-
-    with DecoderPool(settings, jobs(), num_workers=num_workers, clip_timeout_s=sound.clip_timeout_s) as decoders:
-        for _, _, result in decoders.results():
-            yield (result.samples.copy(), result.sample_rate) if isinstance(result, Decoded) else None
-
-
-def _pictures(clips: Sequence[tuple[Float32, int] | None]) -> list[str | None]:
-    there = [clip for clip in clips if clip is not None and len(clip[0])]
+def draw(waves: Sequence[Wave | None]) -> list[str | None]:
+    """The pictures of a group as data URIs; None where there is no waveform."""
+    there = [wave for wave in waves if wave is not None]
     if not there:
-        return [None] * len(clips)
-    seconds = max(len(samples) / rate for samples, rate in there)
-    highest_hz = min(HIGHEST_HZ, max(rate for _, rate in there) / 2)
-    powers = [power(*clip, seconds, highest_hz) if clip is not None and len(clip[0]) else None for clip in clips]
+        return [None] * len(waves)
+    seconds = max(len(wave.samples) / wave.rate for wave in there)
+    highest_hz = min(HIGHEST_HZ, max(wave.rate for wave in there) / 2)
+    powers = [None if wave is None else power(wave.samples, wave.rate, seconds, highest_hz) for wave in waves]
     loudest = max(float(one.max()) for one in powers if one is not None)
     return [None if one is None else _png(_grey(one, loudest)) for one in powers]
 

@@ -25,7 +25,7 @@ from balance.prepared import Embedded, Prepared
 from balance.records import Facts, Failure, Index, Labels, Neighbours, Split
 from balance.report import figures, listening
 from balance.report.page import About, render, write_report
-from balance.report.spectrogram import Sound
+from balance.report.sound import Sound
 from balance.report.sweep import write_sweep
 from balance.results.summary import summarise
 from balance.search.top_k import ArrayVectors
@@ -119,7 +119,7 @@ def run(root):
     return prepared, curated, summarise(prepared, K, curated)
 
 
-def about(root, media_base=None, sound=None):
+def about(root, media_base=None, sound=None, num_embedded=0):
     return About(
         dataset="audioset",
         is_demo=False,
@@ -127,6 +127,7 @@ def about(root, media_base=None, sound=None):
         media_base=media_base,
         parents=read_parents(root / "ontology.json"),
         sound=sound,
+        num_embedded=num_embedded,
         rng_seed=1213,
     )
 
@@ -178,6 +179,8 @@ def test_spectrograms_are_inlined_and_the_page_stays_small(run, root, tmp_path):
     assert "one scale" in text
     assert "one scale" not in render(tmp_path, about(root), prepared, K, curated, summary)
     assert len(text.encode()) < 2_000_000, "noise, the largest pictures there are"
+    text = render(tmp_path, about(root, sound=sound, num_embedded=10), prepared, K, curated, summary)
+    assert text.count('<source src="data:audio/mpeg;base64,') == 10
 
 
 def test_links_to_media_near_the_page_are_relative_first_and_lead_there(tmp_path):
@@ -300,6 +303,7 @@ def test_listening_takes_the_best_and_the_worst(run):
         names={},
         links=listening.Links.to(Path("/nowhere"), None, Path("/elsewhere")),
         sound=None,
+        num_embedded=0,
         rng_seed=1,
     )
     ids = prepared.seeds.index.ids.to_pylist()

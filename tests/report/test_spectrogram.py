@@ -1,4 +1,4 @@
-"""The page's spectrograms: where a tone lies, one scale per group, and what cannot be decoded."""
+"""The page's sound and spectrograms: where a tone lies, one scale per group, what cannot be decoded, the MP3s."""
 
 import base64
 import io
@@ -12,7 +12,8 @@ import soundfile
 from balance.data.config import ColumnsConfig, Format, MediaSource
 from balance.records import Index, Labels
 from balance.report import spectrogram
-from balance.report.spectrogram import HEIGHT, LEVELS, RANGE_DB, WIDTH, Sound, draw
+from balance.report.sound import EMBEDDED_HZ, Sound, Wave, decode, mp3
+from balance.report.spectrogram import HEIGHT, LEVELS, RANGE_DB, WIDTH, draw
 
 
 def tone(hz, rate, seconds=2.0, gain=0.5):
@@ -40,7 +41,8 @@ def pictures(tmp_path):
             labels=Labels.of([()] * len(names)),
         )
         source = MediaSource(root=tmp_path, format=Format.vipant, columns=ColumnsConfig())
-        (drawn,) = draw([[(index, i) for i in range(len(names))]], Sound(source, 1, 1 << 24, 60.0))
+        (waves,) = decode([[(index, i) for i in range(len(names))]], Sound(source, 1, 1 << 24, 60.0))
+        drawn = draw(waves)
         assert drawn.pop() is None, "no file: no picture"
         images = [base64.b64decode(uri.removeprefix("data:image/png;base64,")) for uri in drawn]
         return [np.round(matplotlib.image.imread(io.BytesIO(x), format="png") * 255).astype(int) for x in images]
@@ -93,3 +95,19 @@ def test_nothing_to_draw(pictures):
     assert pictures() == []
     (silent,) = pictures(silent=(np.zeros(8000, dtype=np.float32), 8000))
     assert (silent == 255).all()
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100])
+def test_embedded_sound_is_the_clips(rate):
+    """Decoded again it is the same melody: correlation at the best lag (MP3 delays)."""
+    melody = np.concatenate([tone(hz, rate, 0.25) for hz in (440, 880, 660, 1760, 1320)])
+    uri = mp3(Wave(melody * 3, rate))  # louder than full scale: cut, not wrapped
+    assert uri.startswith("data:audio/mpeg;base64,")
+    data = base64.b64decode(uri.split(",", 1)[1])
+    assert len(data) < 30_000
+    back, back_rate = soundfile.read(io.BytesIO(data), dtype="float64")
+    assert back_rate == EMBEDDED_HZ
+    assert back.ndim == 1
+    want = np.concatenate([tone(hz, EMBEDDED_HZ, 0.25) for hz in (440, 880, 660, 1760, 1320)])
+    lags = np.correlate(back, want, "full") / np.linalg.norm(back) / np.linalg.norm(want)
+    assert lags.max() > 0.9
