@@ -113,7 +113,7 @@ class IndexConfig:
 
     layout: Layout = key(
         Layout.audioset,
-        "audioset, audioset_strong, esc50, fsd50k, urbansound8k, vggsound, audiocaps, or folders (one per class)",
+        "audioset, audioset_strong, esc50, fsd50k, urbansound8k, vggsound, audiocaps, folders",
         common=True,
     )
     segments: Any = key(None, "a list file, or several: [a.csv,b.csv] (required, but with folders)", common=True)

@@ -186,7 +186,9 @@ def test_a_cache_without_media_stays_usable(world: World) -> None:
     out = finished(world)
     for path in world.root.rglob("*.p0.*"):
         path.unlink()
-    assert contents(finished(world)) == contents(out)
+    again, before = contents(finished(world)), contents(out)
+    del again["report.html"], before["report.html"]  # the page draws spectrograms of the media that are there
+    assert again == before
 
 
 def test_a_damaged_confirmation_is_compared_again(world: World, log: pytest.LogCaptureFixture) -> None:
