@@ -17,7 +17,7 @@ from balance.curation.curate import Curated
 from balance.curation.removed import Removals, Rule
 from balance.demo.checkpoint import NOTICE
 from balance.prepared import Prepared
-from balance.records import REASONS, Index
+from balance.records import REASONS, Split, Strings
 from balance.report import figures, html, listening
 from balance.report.sound import Sound
 from balance.results.summary import Summary
@@ -61,9 +61,13 @@ class _Rule:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
+    """audio, its_audio: links to the sound of the clip, and of the one that it copies."""
+
     id: str
     because_of: str | None
     value: float | None
+    audio: tuple[str, ...]
+    its_audio: tuple[str, ...]
 
 
 def write_report(folder: Path, about: About, *, prepared: Prepared, k: int, curated: Curated, summary: Summary) -> Path:
@@ -85,13 +89,14 @@ def render(folder: Path, about: About, prepared: Prepared, k: int, curated: Cura
         ontology=prepared.embedded.ontology,
         parents=about.parents,
     )
+    links = listening.Links.to(about.media_root, about.media_base, folder)
     clips = listening.choose(
         prepared.seeds,
         prepared.pool,
         prepared.neighbours.top(k),
         stats.agreement_by_seed,
         names=prepared.embedded.ontology,
-        links=listening.Links.to(about.media_root, about.media_base, folder),
+        links=links,
         sound=about.sound,
         num_embedded=about.num_embedded,
         rng_seed=about.rng_seed,
@@ -116,7 +121,7 @@ def render(folder: Path, about: About, prepared: Prepared, k: int, curated: Cura
             notes=curated.notes,
             figures=_figures(stats, num_seeds, len(prepared.eligible), k),
             reasons=REASONS,
-            rules=_rules(prepared.pool.index, Removals.join(prepared.decontaminated, curated.removals)),
+            rules=_rules(prepared.embedded.splits, Removals.join(prepared.decontaminated, curated.removals), links),
             listening=clips,
             audible=any(clip.audio for clip in shown),
             pictured=any(clip.picture for clip in shown),
@@ -160,14 +165,33 @@ def _warnings(about: About, summary: Summary, rates: SampleRates | None, found: 
     return found
 
 
-def _rules(pool: Index, removals: Removals) -> list[_Rule]:
+def _rules(splits: Mapping[str, Split], removals: Removals, links: listening.Links) -> list[_Rule]:
+    pool = splits["pool"].index
     rules = []
     for rule in Rule:
         at = pa.compute.indices_nonzero(pa.compute.equal(removals.rule, rule.name))
         if len(at):
             first = at[:PAIRS_SHOWN]
             rows = removals.rows[first.to_numpy()]
-            columns = (pool.ids.take(pa.array(rows)), removals.because_of.take(first), removals.value.take(first))
-            shown = zip(*(column.to_pylist() for column in columns), strict=True)
+            of = removals.because_of.take(first)
+            columns = (
+                pool.ids.take(pa.array(rows)).to_pylist(),
+                of.to_pylist(),
+                removals.value.take(first).to_pylist(),
+            )
+            audio = [links.audio(pool, int(row)) for row in rows]
+            shown = zip(*columns, audio, _audio_of(of, splits, links), strict=True)
             rules.append(_Rule(rule.title, rule.value_name, len(at), tuple(_Row(*row) for row in shown)))
     return rules
+
+
+def _audio_of(ids: Strings, splits: Mapping[str, Split], links: listening.Links) -> list[tuple[str, ...]]:
+    """Links to the sound of these clips (null: none), looked for among evaluation clips, seeds and pool in turn."""
+    found: list[tuple[str, ...]] = [()] * len(ids)
+    for name in ("pool", "seeds", "eval"):  # the last that has it counts
+        if name in splits:
+            index = splits[name].index
+            for place, row in enumerate(pa.compute.index_in(ids, value_set=index.ids).to_pylist()):
+                if row is not None and ids[place].is_valid:
+                    found[place] = links.audio(index, row)
+    return found

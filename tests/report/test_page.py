@@ -10,6 +10,7 @@ import xml.etree.ElementTree
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +25,7 @@ from balance.data.ontology import read_parents
 from balance.prepared import Embedded, Prepared
 from balance.records import Facts, Failure, Index, Labels, Neighbours, Split
 from balance.report import figures, listening
-from balance.report.page import About, render, write_report
+from balance.report.page import About, _rules, render, write_report
 from balance.report.sound import Sound
 from balance.report.sweep import write_sweep
 from balance.results.summary import summarise
@@ -153,6 +154,19 @@ def test_text_is_escaped_and_pairs_are_there(page):
     assert "&lt;i&gt;" in text
     assert "e&lt;1&gt;" in text
     assert "Beyond the budget" in text
+
+
+def test_both_clips_of_a_pair_can_be_heard(run, root, page):
+    """A clip and the one that it copies each have a player, wherever the page knows both."""
+    prepared, _, _ = run
+    ids = prepared.pool.index.ids
+    pair = Removals.of(np.array([7]), Rule.copy_acoustic, ids.take(pa.array([9])), np.array([0.95]))
+    (rule,) = _rules(prepared.embedded.splits, pair, listening.Links(root, ("https://example.org/",)))
+    (row,) = rule.rows
+    assert unquote(row.audio[0]) == f"https://example.org/{prepared.pool.index.paths[7].as_py()}"
+    assert unquote(row.its_audio[0]) == f"https://example.org/{prepared.pool.index.paths[9].as_py()}"
+    unknown = Removals.of(np.array([7]), Rule.leak_id, pa.array(["nobody"]))
+    assert _rules(prepared.embedded.splits, unknown, listening.Links(root, ("x/",)))[0].rows[0].its_audio == ()
 
 
 def test_media_links(run, root, page):
