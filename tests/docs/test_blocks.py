@@ -156,7 +156,12 @@ def test_make_runs_the_demo_and_the_tests(tmp_path: Path) -> None:
     """The two commands of the README, without the installation."""
     for target, command in (("run", "-m balance.run dataset=demo"), ("test", "-m pytest")):
         shown = subprocess.run(
-            ["make", "--dry-run", target], cwd=REPOSITORY, capture_output=True, text=True, check=True
+            ["make", "--dry-run", "--no-print-directory", target],  # the suite may itself run under make
+            cwd=REPOSITORY,
+            env={name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")},
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         assert command in shown.splitlines()[-1]
 
