@@ -209,16 +209,17 @@ def _refuse_others(column: Any, known: Any) -> None:
 
 
 def _source(dataset: dict[str, Any]) -> Source:
-    root, media, columns = _path(dataset["root"]), dataset["media"], _object(dataset["columns"])
+    root, media, columns = dataset["root"], dataset["media"], _object(dataset["columns"])
+    known = _path(media if root is None else root)  # containers may have been given by dataset.media alone
     return Source(
         name=_part_of_a_name(dataset["name"]),
         format=Format(dataset["format"]),
-        root=root,
-        media=root if media is None else _path(media),
+        root=known,
+        media=known if media is None else _path(media),
         balanced=_text(dataset["balanced"]),
         unbalanced=_text(dataset["unbalanced"]),
         eval=None if dataset["eval"] is None else _text(dataset["eval"]),
-        columns=ColumnsConfig(**{field.name: _text(columns[field.name]) for field in fields(ColumnsConfig)}),
+        columns=ColumnsConfig(**{field.name: _text_or_none(columns[field.name]) for field in fields(ColumnsConfig)}),
     )
 
 
@@ -247,6 +248,10 @@ def _part_of_a_name(value: Any) -> str:
     if not text or "/" in text:
         raise ValueError(f"{_shown(value)} is no part of a folder's name")
     return text
+
+
+def _text_or_none(value: Any) -> Any:
+    return None if value is None else _text(value)
 
 
 def _texts(value: Any) -> dict[str, str]:
