@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -218,8 +218,10 @@ def _source(dataset: dict[str, Any]) -> Source:
         media=known if media is None else _path(media),
         balanced=_text(dataset["balanced"]),
         unbalanced=_text(dataset["unbalanced"]),
-        eval=None if dataset["eval"] is None else _text(dataset["eval"]),
-        columns=ColumnsConfig(**{field.name: _text_or_none(columns[field.name]) for field in fields(ColumnsConfig)}),
+        eval=_text_or_none(dataset["eval"]),
+        columns=ColumnsConfig(
+            id=_text(columns["id"]), audio=_text(columns["audio"]), labels=_text_or_none(columns["labels"])
+        ),
     )
 
 
@@ -250,7 +252,7 @@ def _part_of_a_name(value: Any) -> str:
     return text
 
 
-def _text_or_none(value: Any) -> Any:
+def _text_or_none(value: Any) -> str | None:
     return None if value is None else _text(value)
 
 

@@ -171,6 +171,24 @@ def test_the_media_alone_will_do_where_they_are_the_index(world, tmp_path):
         pipeline.prepare(chosen, pipeline.Kept())
 
 
+@pytest.mark.parametrize("null", ["root", "labels"])
+def test_a_run_without_root_or_labels_can_be_questioned(world, tmp_path, null):
+    """The manifest then holds null, which is no damage."""
+    for split, name in worlds.SPLITS.items():
+        as_parquet(world, tmp_path, name, world.records(split))
+    chosen = settings(world, tmp_path, tmp_path / "cache", Format.parquet)
+    if null == "root":
+        chosen.dataset.root = None
+    else:
+        chosen.dataset.columns.labels = None
+    (tmp_path / "run").mkdir()
+    pipeline.run(chosen, tmp_path / "run")
+    (line,) = verify(str(tmp_path / "run"))
+    assert "follow from the embeddings" in line
+    seed = world.records("seeds")[0]["id"]
+    assert why(str(tmp_path / "run"), seed)[0] == f"in: {seed} is a seed"
+
+
 def write_vectors(root: Path, name: str, ids: list[str], suffix: str | None = None) -> None:
     """Seeded vectors as .npy with ids, or as a folder of {id}{suffix}."""
     vectors = np.random.default_rng(len(ids)).normal(size=(len(ids), 8)).astype(np.float32)
