@@ -17,7 +17,7 @@ import re
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,7 @@ class IndexSettings:
     index: IndexConfig = field(default_factory=IndexConfig)
 
 
+_COMPOSING = (HydraException, OmegaConfBaseException, yaml.YAMLError)  # what Hydra raises before a job
 SCHEMAS = {"run": Settings, "probe": ProbeSettings, "index": IndexSettings}
 
 
@@ -257,10 +258,8 @@ def run_command(name: str, job: Callable[[Any, Job], None]) -> None:
                 _remove_empty_run(composed)
                 raise
 
-    try:
+    with _said(name, sys.argv[1:], _COMPOSING):
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(config_errors.words(error, sys.argv[1:], _names(name))) from error
 
 
 def link_latest(where: Job) -> None:
@@ -277,28 +276,32 @@ def link_latest(where: Job) -> None:
 def _settings(name: str, config: DictConfig, composed: Any) -> Any:
     """composed: the configuration of Hydra itself."""
     overrides: Any = OmegaConf.to_container(composed.overrides.task, resolve=False)
-    try:
+    with _said(name, overrides, config_errors.ERRORS):
         return settings_from(config, overrides, composed.runtime.choices)
-    except config_errors.ERRORS as error:
-        raise UserError(config_errors.words(error, overrides, _names(name))) from error
 
 
 def compose(name: str, overrides: Sequence[str]) -> tuple[Any, Job]:
     """What a command typed with these overrides would get: its settings, and where its files go. UserError."""
     register()
-    try:
-        with hydra.initialize_config_dir(config_dir=str(CONF), job_name=name, version_base="1.3"):
-            config = hydra.compose(config_name=name, overrides=list(overrides), return_hydra_config=True)
-            composed, folder = config.hydra, Path(config.hydra.run.dir)
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(config_errors.words(error, overrides, _names(name))) from error
+    with (
+        _said(name, overrides, _COMPOSING),
+        hydra.initialize_config_dir(config_dir=str(CONF), job_name=name, version_base="1.3"),
+    ):
+        config = hydra.compose(config_name=name, overrides=list(overrides), return_hydra_config=True)
+        composed, folder = config.hydra, Path(config.hydra.run.dir)
     with open_dict(config):
         del config["hydra"]
     return _settings(name, config, composed), Job(folder, None)
 
 
-def _names(command: str) -> list[str]:
-    return [row.name for row in help.rows(SCHEMAS[command])] + ["dataset", "encoder", "augment"]
+@contextlib.contextmanager
+def _said(command: str, overrides: Sequence[str], kinds: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Errors of these kinds as UserError, in the words of `config_errors`. overrides: as typed."""
+    try:
+        yield
+    except kinds as error:
+        names = [row.name for row in help.rows(SCHEMAS[command])] + ["dataset", "encoder", "augment"]
+        raise UserError(config_errors.words(error, overrides, names)) from error
 
 
 def _sweep_root(composed: Any) -> Path | None:

@@ -39,7 +39,9 @@ def words(error: Exception, typed: Iterable[str], keys: Iterable[str]) -> str:
     text = re.sub(r"\nSee https\S+ for details", "", text)
     if re.search(r"Could not override|not in '|has no attribute", text):
         return f"{_one_line(text)}{_meant(name, keys)} (--help all lists the keys)"
-    given = next((x for x in typed if x.lstrip("+~").partition("=")[0] == name), getattr(error, "override", ""))
+    given = next(
+        (x for x in reversed(list(typed)) if x.lstrip("+~").partition("=")[0] == name), getattr(error, "override", "")
+    )
     return f"{f'{given}: ' if given and given not in text else ''}{_one_line(text)}"
 
 

@@ -90,6 +90,13 @@ def test_a_mistake_is_one_sentence_and_leaves_no_folder(tmp_path: Path, typed: s
     assert not list((tmp_path / "outputs").rglob("*.log"))
 
 
+def test_of_a_key_typed_twice_the_wrong_value_is_named(tmp_path: Path) -> None:
+    done = command(tmp_path, "k=5", "k=1.5")
+    assert done.returncode == 1
+    assert "k=1.5" in done.stderr
+    assert "k=5" not in done.stderr
+
+
 def test_a_refused_sweep_leaves_no_folder(tmp_path: Path) -> None:
     done = command(tmp_path, "-m", "k=0,1")
     assert done.returncode == 1

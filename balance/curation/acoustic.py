@@ -13,7 +13,6 @@ of the clips that others are compared with (24 kB each) in a temporary file; the
 
 from __future__ import annotations
 
-import functools
 import itertools
 import logging
 import math
@@ -59,7 +58,6 @@ _RECORD_BYTES = (_FFT // 2) * NUM_BANDS * 2  # features of a clip in float16
 _CLIP_S, _COMPARE_S = 0.03, 0.0005  # of one core of 2026, for the estimate that is printed first
 
 
-@functools.lru_cache(maxsize=64)
 def _bands(sample_rate: int, num_fft: int) -> Float32:
     """Triangles even on Kaldi's mel scale, 1127 ln(1 + f / 700): (num_fft // 2 + 1, NUM_BANDS) float32."""
     mel = 1127 * np.log1p(np.fft.rfftfreq(num_fft, 1 / sample_rate) / 700)
