@@ -20,13 +20,14 @@ from balance.probe.bootstrap import resample
 from balance.probe.config import Judge, ProbeConfig
 from balance.probe.data import ProbeData
 from balance.probe.features import Space, TrainingSet
-from balance.probe.logistic import Columns, Fit, Solver
+from balance.probe.logistic import SETTLED, Columns, Fit, Solver
 from balance.probe.ranking_metrics import Ranking, macro
 from balance.probe.results import FitResult
 from balance.probe.training_sets import Arm
-from balance.records import Float32, Float64, Labels
+from balance.records import Float32, Float64, Int64, Labels
 
-WATCHED_POOL = 1024  # pool clips, evenly spaced, whose scores must settle beside the seeds'
+WATCHED = 1024  # seeds, and as many pool clips, evenly spaced, whose scores must settle
+RANKED = 0.1  # how far scores settle before λ's are ranked by them; the best is then settled as all fits are
 PATIENCE = 2  # λ's in a row that are worse than the best end the path,
 CLEARLY_WORSE = 0.005  # … or one that is worse by so much mAP
 BEYOND_THE_GRID = 4  # λ's at most that are added at either end of the grid
@@ -51,9 +52,8 @@ class Fitter:
         self.space = Space.of(data.pool.vectors)
         self._seeds = self.space.standardise(data.seeds.vectors.read(0, len(data.seeds)))
         self._seed_truth, self._pool_truth = data.seeds.labels.matrix(), data.pool.labels.matrix()
-        some = np.unique(np.linspace(0, len(data.pool) - 1, min(len(data.pool), WATCHED_POOL)).astype(np.int64))
-        watched = np.concatenate([self._seeds, self.space.standardise(data.pool.vectors.take(some))])
-        self._watched = torch.from_numpy(watched).to(device)
+        of_pool = self.space.standardise(data.pool.vectors.take(_evenly(len(data.pool))))
+        self._watched = torch.from_numpy(np.concatenate([self._seeds[_evenly(len(data.seeds))], of_pool])).to(device)
         rng = np.random.default_rng([seed, 0])
         self.folds = training_sets.fold_seeds(data.seeds.labels, data.seeds.groups, config.folds, rng)
         self._heldout_weights = resample(data.seeds.groups, config.bootstrap, np.random.default_rng([seed, 11]))
@@ -97,15 +97,13 @@ class Fitter:
     def fit(self, arm: Arm, judge: Judge, path: Float64 | None) -> FitResult:
         """path: of the arm whose λ this one shares; None: λ is chosen here."""
         examples = self.training_set(arm)
-        heldout = self._solver(examples, self.heldout_columns(judge))
+        heldout = Solver(examples, self.heldout_columns(judge), self._watched, device=self.device)
         if path is None:
             path, heldout = self._choose_penalty(heldout, arm.title)
-        else:
-            self._settle(heldout, best_penalty(path), arm.title)
         penalty = best_penalty(path)
-        everywhere = self._solver(
-            examples, Columns(np.arange(self.num_labels), np.full(self.num_labels, -1, dtype=np.int64))
-        )
+        self._settle(heldout, penalty, arm.title)
+        columns = Columns(np.arange(self.num_labels), np.full(self.num_labels, -1, dtype=np.int64))
+        everywhere = Solver(examples, columns, self._watched, device=self.device, start=heldout)
         self._settle(everywhere, penalty, arm.title)
         fit, judged = everywhere.result(), heldout.result()
         ranking = self._heldout_ranking(judged, heldout.columns)
@@ -122,11 +120,11 @@ class Fitter:
             unfinished=min(left, 1.0),
         )
 
-    def _solver(self, examples: TrainingSet, columns: Columns) -> Solver:
-        return Solver(examples, columns, self._watched, device=self.device)
+    def _settle(self, solver: Solver, penalty: float, title: str, enough: float = SETTLED) -> None:
+        def progress(done: int) -> None:
+            self._progress(f"{title}: λ = {penalty:g}, pass {done}")
 
-    def _settle(self, solver: Solver, penalty: float, title: str) -> None:
-        solver.settle(penalty, self.config.steps, lambda done: self._progress(f"{title}: λ = {penalty:g}, pass {done}"))
+        solver.settle(penalty, self.config.steps, progress, enough)
 
     def _heldout_ranking(self, fit: Fit, columns: Columns) -> Ranking:
         """The ranking of the held-out seeds by their folds' fits."""
@@ -156,7 +154,7 @@ class Fitter:
         def judge(i: int) -> None:
             before = [j for j in tried if j < i] or list(tried)
             solver = (tried[min(before, key=lambda j: abs(j - i))][1] if before else start).fork()
-            self._settle(solver, _grid_value(grid, i), title)
+            self._settle(solver, _grid_value(grid, i), title, RANKED)
             score = float(macro(self._heldout_ranking(solver.result(), solver.columns).figures().ap)[0])
             tried[i] = (-np.inf if np.isnan(score) else score, solver)
 
@@ -178,6 +176,11 @@ class Fitter:
             judge(following)
         path = np.array([(_grid_value(grid, i), tried[i][0]) for i in sorted(tried)])
         return np.where(np.isinf(path), np.nan, path), tried[best()][1]
+
+
+def _evenly(num: int) -> Int64:
+    """At most WATCHED of `num` rows, evenly spaced."""
+    return np.unique(np.linspace(0, num - 1, min(num, WATCHED)).astype(np.int64))
 
 
 def best_penalty(path: Float64) -> float:

@@ -4,8 +4,8 @@ In: standardised float32 blocks and sparse labels (`Examples`); out: `Fit`, weig
 column minimises mean BCE + λ‖w‖²/2 over its own rows, bias unpenalised, so the columns share only the two matrix
 products of a pass. Newton's method, its steps by preconditioned conjugate gradients, has no learning rate and no seed,
 and its next step says how far the scores still are from where they end: a column is finished when that is small on
-clips that are watched. Price: 20 to 40 passes per λ of a path, 200 from zero to a small λ, most of them for the few
-columns that are not yet finished.
+clips that are watched. Price: 20 to 40 passes per λ of a path, 100 to 200 from zero to a small λ, most of them for the
+few columns that are not yet finished.
 Sources: Nocedal and Wright 2006, 7.1 (Newton-CG); Lin, Weng and Keerthi 2008 (the same for logistic regression).
 """
 
@@ -26,6 +26,7 @@ from balance.runtime.threads import one_core
 
 SETTLED = 0.003  # the step that is left moves the watched scores by at most this share of their spread
 ON_THE_WAY = 0.1  # the same for the larger λ's that a fit comes down by: from far away Newton's steps are wild
+LARGEST_PENALTY = 1.0  # where a fit from zero starts
 LARGEST_DESCENT = 10.0  # factor by which λ falls at once
 FEW_VALUES = 2**20  # rows x dim up to which a fit runs in float64, in the basis of the rows' principal directions
 CURVATURE_VALUES = 2**28  # rows x columns up to which p(1 − p) is kept between passes (bfloat16: 512 MiB)
@@ -191,16 +192,29 @@ class _ManyRows:
 class Solver:
     """The fit of `columns` on `examples`: each `settle` goes on to another λ from where the columns are.
 
-    watched: (w, dim) standardised features of the clips whose scores must settle.
+    watched: (w, dim) standardised features of the clips whose scores must settle; start: a solver of the same examples,
+    from whose fit of a label its columns here start (from zero where it has none).
     """
 
-    def __init__(self, examples: Examples, columns: Columns, watched: Tensor, *, device: torch.device) -> None:
-        self.examples, self.columns, self.penalty, self.num_passes = examples, columns, 1.0, 0
+    def __init__(
+        self,
+        examples: Examples,
+        columns: Columns,
+        watched: Tensor,
+        *,
+        device: torch.device,
+        start: Solver | None = None,
+    ) -> None:
+        self.examples, self.columns, self.num_passes = examples, columns, 0
+        self.penalty: float = LARGEST_PENALTY if start is None else start.penalty
         self._progress: Callable[[int], None] = _nothing
         num_rows, dim = examples.shape
-        self._rows = (_FewRows if num_rows * dim <= FEW_VALUES else _ManyRows)(examples, device)
+        if start is None:
+            self._rows = (_FewRows if num_rows * dim <= FEW_VALUES else _ManyRows)(examples, device)
+            self._watched = self._rows.watch(watched.to(device))
+        else:
+            self._rows, self._watched = start._rows, start._watched
         self._device, self._dtype = device, self._rows.dtype
-        self._watched = self._rows.watch(watched.to(device))
         self._targets = examples.labels.tocsc()[:, columns.labels]
         weights = torch.as_tensor(examples.weights, device=device, dtype=self._dtype)[:, None]
         self._weights = None if bool((weights == weights[0]).all()) else weights
@@ -211,6 +225,10 @@ class Solver:
         self._inverse_mass = self._column(scale / np.maximum(mass, 1e-12))
         self._theta = torch.zeros((len(self._rows.variances) + 1, len(columns)), device=device, dtype=self._dtype)
         self._theta[-1] = self._column(np.log(rate) - np.log1p(-rate))  # last row: bias at the centre
+        if start is not None:
+            known, first = np.unique(start.columns.labels, return_index=True)
+            mine = np.flatnonzero(np.isin(columns.labels, known))
+            self._theta[:, mine] = start._theta[:, first[np.searchsorted(known, columns.labels[mine])]]
         self._left = np.where(self.trained, np.inf, 0.0).astype(np.float32)
         self._curvatures: list[Tensor] | None = None
         if num_rows * len(columns) <= CURVATURE_VALUES:
@@ -241,37 +259,47 @@ class Solver:
         """Whether the scores of every column have settled."""
         return bool((self._left <= SETTLED).all())
 
-    def settle(self, penalty: float, passes: int, progress: Callable[[int], None] | None = None) -> None:
-        """Go on to this λ, until every column is finished, in at most about so many passes over the rows (the last
-        step's may go beyond); progress is called with the passes done."""
+    def settle(
+        self, penalty: float, passes: int, progress: Callable[[int], None] | None = None, enough: float = SETTLED
+    ) -> None:
+        """Go on to this λ until every column's scores have settled to `enough`, in at most about so many passes over
+        the rows (the last step's may go beyond); progress is called with the passes done."""
         end, self._progress = self.num_passes + passes, progress or _nothing
         with one_core() if isinstance(self._rows, _FewRows) else contextlib.nullcontext():
-            self._descend(penalty, end)
+            self._descend(penalty, end, enough)
 
-    def _descend(self, penalty: float, end: int) -> None:
+    def _descend(self, penalty: float, end: int, enough: float) -> None:
         while self.penalty > LARGEST_DESCENT * penalty:
-            self.penalty /= LARGEST_DESCENT
+            self._penalise(self.penalty / LARGEST_DESCENT)
             self._newton(ON_THE_WAY, end)
+        if penalty != self.penalty:
+            self._penalise(penalty)
+        self._newton(enough, end)
+
+    def _penalise(self, penalty: float) -> None:
         self.penalty = penalty
-        self._newton(SETTLED, end)
+        self._left = np.where(self.trained, np.inf, 0.0).astype(np.float32)
 
     def _newton(self, enough: float, end: int) -> None:
         """Newton steps until the scores of every column have settled to `enough`, or `end` passes are done."""
-        self._left = np.where(self.trained, np.inf, 0.0).astype(np.float32)
-        at = np.flatnonzero(self.trained)
+        at = np.flatnonzero(self._left > enough)
+        if not len(at):
+            return
         theta = self._theta[:, at]
+        scores = self._watched @ theta[:-1]
         gradient, curvature = self._evaluate(theta, at)
         while len(at) and self.num_passes < end:
             step, solved = self._newton_step(theta, at, gradient, curvature)
-            move, spread = self._spread(step), self._spread(theta + step)
-            left = torch.where(move > 0, move / spread.clamp_min(1e-30), 0.0)
+            moves = self._watched @ step[:-1]
+            left = _spread(moves) / _spread(scores + moves).clamp_min(1e-30)
             done = (left <= enough) & solved
             left = torch.where(solved, left, left.clamp_min(2 * enough))
             self._put(at, theta + step * done, left)
             going = ~done.cpu().numpy()
             at, theta, gradient, step = at[going], theta[:, ~done], gradient[:, ~done], step[:, ~done]
             if len(at):
-                theta, gradient, curvature = self._advance(theta, at, gradient, step)
+                theta, gradient, curvature, length = self._advance(theta, at, gradient, step)
+                scores = scores[:, ~done] + length * moves[:, ~done]
                 self._put(at, theta)
 
     def _count_pass(self) -> None:
@@ -284,13 +312,11 @@ class Solver:
             self._left = self._left.copy()
             self._left[at] = left.cpu().numpy()
 
-    def _spread(self, theta: Tensor) -> Tensor:
-        """Standard deviation of the watched scores of each column."""
-        return (self._watched @ theta[:-1]).std(0, correction=0)
-
-    def _advance(self, theta: Tensor, at: Int64, gradient: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _advance(
+        self, theta: Tensor, at: Int64, gradient: Tensor, step: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The columns after their steps, each shortened until it does not overshoot (a slope test: no loss is
-        computed), with gradient and mean curvature there."""
+        computed), gradient and mean curvature there, and the length that each step was given."""
         before = (gradient * step).sum(0)  # negative: downhill
         length = torch.ones_like(before)
         new, curvature = self._evaluate(theta + step, at)
@@ -304,7 +330,7 @@ class Solver:
             part = over.cpu().numpy()
             new, curvature = new.clone(), curvature.clone()
             new[:, over], curvature[over] = self._evaluate(theta[:, over] + length[over] * step[:, over], at[part])
-        return theta + length * step, new, curvature
+        return theta + length * step, new, curvature, length
 
     def _evaluate(self, theta: Tensor, at: Int64) -> tuple[Tensor, Tensor]:
         """Gradient (dim + 1, c) and mean p(1 − p) (c,) of the columns `at` at theta; one pass over the rows."""
@@ -346,11 +372,12 @@ class Solver:
 
     def _hessian_product(self, vectors: Tensor, at: Int64, theta: Tensor) -> Tensor:
         """The Hessian of each of the columns `at` at theta times its vector, (dim + 1, c); one pass over the rows."""
-        where = torch.as_tensor(at, device=self._device)
+        where, every = torch.as_tensor(at, device=self._device), len(at) == len(self.columns)
         total = torch.zeros_like(vectors)
         for number, (start, features) in enumerate(self._rows.blocks()):
             if self._curvatures is not None:
-                curvature = self._curvatures[number].index_select(1, where).to(self._dtype)
+                curvature = self._curvatures[number]
+                curvature = (curvature if every else curvature.index_select(1, where)).to(self._dtype)
             else:
                 p = torch.addmm(theta[-1], features, theta[:-1]).sigmoid_()
                 curvature = p * (1.0 - p)
@@ -397,6 +424,12 @@ class Solver:
     def result(self) -> Fit:
         """The columns as they are now."""
         return Fit(*self._rows.model(self._theta), self.trained, self._left)
+
+
+def _spread(scores: Tensor) -> Tensor:
+    """Standard deviation of each column of (w, c) scores: (c,)."""
+    centred = scores - scores.mean(0)
+    return (centred * centred).mean(0).sqrt()
 
 
 def _nothing(done: int) -> None:

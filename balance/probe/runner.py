@@ -31,7 +31,7 @@ from balance.probe.training_sets import Arm
 from balance.records import Float64
 from balance.runtime import files
 
-FORMAT = 3  # of the cached fits
+FORMAT = 4  # of the cached fits
 JUDGE_ALL = 20_000_000  # training rows x labels up to which every label is judged in every fold
 
 
