@@ -85,7 +85,7 @@ def large(given: argparse.Namespace, folder: Path) -> dict[str, float]:
         fingerprint="benchmark",
         names={},
         missing={},
-        pool_ids=None,
+        clips={},
     )
     config = ProbeConfig(judge=Judge[given.judge])
     started, cpu = time.monotonic(), time.process_time()
@@ -136,7 +136,7 @@ def small() -> float:
         fingerprint="small",
         names={},
         missing={},
-        pool_ids=None,
+        clips={},
     )
     config = ProbeConfig()
     probe = Probe(none, config, seed=0, device=torch.device("cpu"), cache=Path("/nonexistent"))

@@ -100,7 +100,7 @@ def draw(world: str, repeat: int, sizes: dict[str, int] = SIZES) -> tuple[ProbeD
         fingerprint=f"{world} {repeat}",
         names={},
         missing={},
-        pool_ids=None,
+        clips={},
     )
     return problem, population, [np.unique(pick()) for _ in range(PICKS_OF_TRUTH)]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from balance.embed.store import Store
 from balance.errors import UserError
 from balance.prepared import Prepared
 from balance.probe import training_sets
-from balance.records import Bool, Int32, Int64, Labels, SomeVectors, Split, Vectors, common_names
+from balance.records import Bool, Index, Int32, Int64, Labels, SomeVectors, Split, Vectors, common_names
 
 _CURATED = re.compile(r"ids_k(\d+)\.csv")
 
@@ -58,7 +58,7 @@ class ProbeData:
     fingerprint: str
     names: dict[str, str]
     missing: dict[str, int]
-    pool_ids: Any  # Arrow string array (P,)
+    clips: Mapping[str, Index]  # seeds, pool, eval: the index rows of each side, in its order
 
     @property
     def label_ids(self) -> tuple[str, ...]:
@@ -133,7 +133,7 @@ def of_prepared(prepared: Prepared, dataset: DatasetConfig, embeddings: str | No
         fingerprint=digest.hexdigest(),
         names={label: run.ontology.get(label, label) for label in vocabulary},
         missing={name: max(0, count) for name, count in missing.items()},
-        pool_ids=indexes["pool"].ids,
+        clips=indexes,
     )
 
 
@@ -197,7 +197,7 @@ def read_runs(data: ProbeData, folders: Sequence[str], folds: Int64) -> list[tra
         assert match is not None
         k = int(match.group(1))
         ids = pa.array(lists[0].read_text(encoding="utf-8").splitlines(), pa.string())
-        inside = pc.is_in(data.pool_ids, value_set=ids).to_numpy(zero_copy_only=False)
+        inside = pc.is_in(data.clips["pool"].ids, value_set=ids).to_numpy(zero_copy_only=False)
         rows = np.flatnonzero(inside)
         if not len(rows):
             raise UserError(f"probe.runs: {folder}: none of the {len(ids):,} ids is in this pool: a run of other data?")

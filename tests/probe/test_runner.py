@@ -112,7 +112,7 @@ def test_arms_that_rank_all_clips_right_cannot_be_told_apart(tmp_path):
     problem = ProbeData(
         seeds=side(60), pool=side(400), evaluation=side(80),
         chosen=rng.integers(0, 400, (60, 20)).astype(np.int32), same_space=False, fingerprint="all right",
-        names={}, missing={}, pool_ids=None,
+        names={}, missing={}, clips={},
     )  # fmt: skip
     probe = probe_of(problem, tmp_path)
     found = conclusions.find(probe, probe.run())
