@@ -36,7 +36,7 @@ from balance.data.locate import NoSuchIndex
 from balance.data.ontology import ontology_file, read_ontology, read_parents
 from balance.demo.making import ensure_demo
 from balance.embed.stage import embed_media
-from balance.encoders.checkpoint import read_checkpoint
+from balance.encoders.chosen import read_encoder
 from balance.encoders.device import resolve_device
 from balance.errors import UserError
 from balance.prepared import Embedded, Prepared
@@ -174,13 +174,13 @@ def _embed_media(settings: Settings, device: torch.device, uses: contextlib.Exit
     ids_as = clip_ids.reading(settings.dataset.ids, indexes)
     _check(settings, indexes, ids_as)
     names, ontology = read_ontology(dataset.ontology, settings.root)
-    checkpoint = read_checkpoint(preflight.checkpoint_path(settings.encoder))
+    encoder = read_encoder(settings.encoder)
     done = embed_media(
         settings,
         settings.encoder,
         settings.media,
         indexes,
-        checkpoint,
+        encoder,
         dataset=dataset.name,
         cache=settings.cache,
         seed=settings.seed,
@@ -199,8 +199,7 @@ def _embed_media(settings: Settings, device: torch.device, uses: contextlib.Exit
         device=str(device),
         precision=done.precision,
         precision_report=done.precision_report,
-        inputs=files.input_hashes([*(Path(index.file) for index in indexes.values()), ontology])
-        | {str(checkpoint.path): checkpoint.sha256},
+        inputs=files.input_hashes([*(Path(index.file) for index in indexes.values()), ontology]) | dict(encoder.inputs),
         times_s=done.times_s,
     )
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from balance.data.clip_ids import refuse_seeds_in_eval
 from balance.data.config import Ids
-from balance.encoders.config import EncoderConfig
 from balance.errors import UserError
 from balance.records import Index
 from balance.search import candidates
@@ -61,13 +60,3 @@ def check_k(k: int, num_pool: int, which: str) -> None:
         raise UserError(f"there are no pool clips {which}: name another dataset.unbalanced")
     if k > num_pool:
         raise UserError(f"k={k} is more than the {num_pool:,} pool clips {which}; type k={num_pool} or less")
-
-
-def checkpoint_path(config: EncoderConfig) -> Path:
-    """The checkpoint that was given; UserError where none was."""
-    if config.checkpoint is None:
-        raise UserError(
-            "encoder.checkpoint is not given: type encoder.checkpoint=/path/to/00071478.pth (the README says where it "
-            "is), or try dataset=demo"
-        )
-    return Path(config.checkpoint).expanduser()

@@ -39,7 +39,7 @@ from balance.embed.parts import PART_CLIPS, ToEmbed, plan_parts
 from balance.embed.progress import Progress
 from balance.encoders.checkpoint import Checkpoint, TowerConfig, read_checkpoint, write_random_checkpoint
 from balance.encoders.precision import Precision
-from balance.encoders.vipant import build_encoder
+from balance.encoders.vipant import build_encoder, read_vipant
 from balance.records import Index, Labels
 from balance.runtime.threads import Cores
 
@@ -167,21 +167,19 @@ def end_to_end(
     torch.set_num_threads(threads)
     memory = PeakMemory()
     index = Index("benchmark", pa.array(names), pa.array(names), Labels.of([()] * len(names)))
-    checkpoint = read_checkpoint(root / "model.pth")
+    encoder = read_vipant(root / "model.pth")
     with tempfile.TemporaryDirectory() as directory:
         task = worker.EmbedTask(
             directory=Path(directory),
             plan=plan_parts([ToEmbed("pool", index, np.arange(len(names)))], PART_CLIPS["cpu"]),
-            checkpoint=root / "model.pth",
+            encoder=encoder,
             device=device,
             precision=precision,
-            compile=False,
             batch_size=batch_size,
-            decode=decode_settings(root, checkpoint.front_end, threads),
+            decode=decode_settings(root, encoder.front_end, threads),
             num_workers=threads,
             clip_timeout_s=60,
         )
-        del checkpoint
         started = None
         done = 0
 

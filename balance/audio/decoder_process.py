@@ -2,8 +2,9 @@
 
 In: a clip's job, as a JSON line. Out: a JSON line with the clip's facts, or with the reason why there are none; the
 samples go into a slot of shared memory, so that the 1.8 MB of a clip cross no pipe (a clip too long for its slot
-follows its line). A plain subprocess, not multiprocessing: it imports no torch and starts in 0.2 s. The price: whoever
-changes the line changes both ends, which is why they stand in one file.
+follows its line; windows come in pieces that fit, one for each request). A plain subprocess, not multiprocessing: it
+imports no torch and starts in 0.2 s. The price: whoever changes the line changes both ends, which is why they stand in
+one file.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from balance.audio.decode import load
+from balance.audio.decode import Waveform, load, load_windows
 from balance.audio.sound_file import Undecodable
 from balance.data import media
 from balance.errors import UserError
@@ -34,7 +35,11 @@ _START_LIMIT_S = 120.0  # imports from a cold network file system take their tim
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeSettings:
-    """What a decoder process needs to know; crosses the process border as JSON."""
+    """What a decoder process needs to know; crosses the process border as JSON.
+
+    windows: whether the encoder hears the whole clip mixed, at `sample_rate_hz` (None: the file's), in windows of
+    `max_duration_s` (None: any length); else VIP-ANT's crop of `max_frames`.
+    """
 
     media_root: str
     format: str
@@ -43,6 +48,9 @@ class DecodeSettings:
     zero_mean: bool
     slot_bytes: int
     num_slots: int
+    windows: bool = False
+    sample_rate_hz: int | None = None
+    max_duration_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +90,13 @@ class DecoderProcess:
                 raise
             raise UserError(f"decoder processes cannot start: {_why_not()}") from None
 
-    def decode(self, job: Job, slot: int, timeout_s: float) -> tuple[dict[str, Any], bytes]:
+    def decode(self, job: Job, slot: int, timeout_s: float, piece: int = 0) -> tuple[dict[str, Any], bytes]:
         """The answer's line, and the samples' bytes where they did not fit into the slot.
 
-        Raises TimeoutError, and EOFError where the process has died.
+        piece: the number of the piece of windows that is asked for. Raises TimeoutError, and EOFError where the
+        process has died.
         """
-        request = {"path": job.path, "offset": job.offset, "size": job.size, "slot": slot}
+        request = {**asdict(job), "slot": slot, "piece": piece}
         try:
             self._stdin.write(json.dumps(request).encode() + b"\n")
         except BrokenPipeError as error:
@@ -98,12 +107,12 @@ class DecoderProcess:
         inline = int(answer.get("inline_bytes", 0))
         if inline:
             rest += self._read_until(lambda data: len(data) >= inline - len(rest), deadline)
-        return answer, rest
+        return answer, bytes(rest)
 
-    def _read_until(self, enough: Callable[[bytes], bool], deadline: float) -> bytes:
+    def _read_until(self, enough: Callable[[bytearray], bool], deadline: float) -> bytearray:
         poll = select.poll()
         poll.register(self._stdout, select.POLLIN)
-        data = b""
+        data = bytearray()
         while not enough(data):
             left_s = deadline - time.monotonic()
             if left_s <= 0 or not poll.poll(left_s * 1000):
@@ -136,32 +145,66 @@ def _why_not() -> str:
     return (done.stderr.strip().splitlines() or [f"{_MODULE} ended at once"])[-1]
 
 
-def _decode_one(
-    request: dict[str, Any], settings: DecodeSettings, reader: media.MediaReader, memory: mmap.mmap
-) -> tuple[dict[str, Any], bytes]:
-    try:
-        source = reader.open(request["path"], request["offset"], request["size"])
+class _Decoder:
+    """The subprocess's work: an answer for each request; keeps the clip open whose next piece may be asked for."""
+
+    def __init__(self, settings: DecodeSettings, memory: mmap.mmap) -> None:
+        self._settings, self._memory = settings, memory
+        self._reader = media.MediaReader(settings.media_root, settings.format, settings.columns)
+        self._open: Iterator[Waveform] = iter(())
+        self._next: tuple[str, int] | None = None  # the path and the number of the piece that `_open` gives next
+
+    def answer(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        """The answer's line, and the samples' bytes where they do not fit into the slot."""
+        try:
+            wave = self._piece(request)
+        except Undecodable as error:
+            return {"reason": error.reason, "detail": error.detail}, b""
+        except OSError as error:
+            return {"reason": "undecodable", "detail": error.strerror or "cannot be opened"}, b""
+        answer: dict[str, Any] = {
+            "sample_rate": wave.sample_rate,
+            "num_samples": wave.num_samples,
+            "rms_db": repr(float(wave.rms_db)),
+            "pcm_sha1": wave.pcm_sha1.hex(),
+            "num_kept": len(wave.samples),
+            "partial": wave.partial,
+            "num_windows": wave.num_windows,
+            "is_last": wave.is_last,
+        }
+        data = np.ascontiguousarray(wave.samples, dtype=np.float32)
+        if data.nbytes > self._settings.slot_bytes:
+            payload = data.tobytes()
+            return {**answer, "inline_bytes": len(payload)}, payload
+        at = request["slot"] * self._settings.slot_bytes
+        self._memory[at : at + data.nbytes] = data.tobytes()
+        return answer, b""
+
+    def _piece(self, request: dict[str, Any]) -> Waveform:
+        """Raises Undecodable, OSError."""
+        path, number = request["path"], request["piece"]
+        if self._next != (path, number):
+            self._open = self._pieces(request)  # closes what was open
+            for _ in range(number):  # an earlier process gave them and died
+                next(self._open)
+        self._next = None
+        wave = next(self._open)
+        self._next = None if wave.is_last else (path, number + 1)
+        return wave
+
+    def _pieces(self, request: dict[str, Any]) -> Iterator[Waveform]:
+        settings = self._settings
+        source = self._reader.open(request["path"], request["offset"], request["size"])
         with contextlib.nullcontext() if isinstance(source, str) else source:
-            wave = load(source, max_frames=settings.max_frames, zero_mean=settings.zero_mean)
-    except Undecodable as error:
-        return {"reason": error.reason, "detail": error.detail}, b""
-    except OSError as error:
-        return {"reason": "undecodable", "detail": error.strerror or "cannot be opened"}, b""
-    answer: dict[str, Any] = {
-        "sample_rate": wave.sample_rate,
-        "num_samples": wave.num_samples,
-        "rms_db": repr(float(wave.rms_db)),
-        "pcm_sha1": wave.pcm_sha1.hex(),
-        "num_kept": len(wave.samples),
-        "partial": wave.partial,
-    }
-    data = np.ascontiguousarray(wave.samples, dtype=np.float32)
-    if data.nbytes > settings.slot_bytes:
-        payload = data.tobytes()
-        return {**answer, "inline_bytes": len(payload)}, payload
-    at = request["slot"] * settings.slot_bytes
-    memory[at : at + data.nbytes] = data.tobytes()
-    return answer, b""
+            if settings.windows:
+                yield from load_windows(
+                    source,
+                    sample_rate_hz=settings.sample_rate_hz,
+                    max_duration_s=settings.max_duration_s,
+                    most_samples=settings.slot_bytes // 4,
+                )
+            else:
+                yield load(source, max_frames=settings.max_frames, zero_mean=settings.zero_mean)
 
 
 def main() -> None:
@@ -169,13 +212,13 @@ def main() -> None:
     follow_parent()  # a decoder that hangs in a read does not notice that its stdin was closed
     settings = DecodeSettings(**json.loads(sys.argv[1]))
     memory = mmap.mmap(int(sys.argv[2]), settings.slot_bytes * settings.num_slots)
-    reader = media.MediaReader(settings.media_root, settings.format, settings.columns)
+    decoder = _Decoder(settings, memory)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a library that prints cannot spoil the answers
     answers.write(b"ready\n")
     answers.flush()
     for line in sys.stdin.buffer:
-        answer, payload = _decode_one(json.loads(line), settings, reader, memory)
+        answer, payload = decoder.answer(json.loads(line))
         answers.write(json.dumps(answer).encode() + b"\n" + payload)
         answers.flush()
 

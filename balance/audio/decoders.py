@@ -10,6 +10,7 @@ clip holds up those behind it, for as long as there are slots.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import mmap
 import os
 import queue
@@ -31,8 +32,9 @@ _START_ATTEMPTS = 5  # of a decoder that is killed each time
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decoded:
-    """A decoded clip: `samples` (num_kept,) float32 of channel 0, valid until the next result; facts of the whole clip;
-    `partial`: what of it could not be decoded, in words, or ""."""
+    """A decoded clip: `samples` (num_kept,) float32 of channel 0, or so many windows of equal length one after the
+    other, valid until the next result; facts of the whole clip; `partial`: what of it could not be decoded, in words,
+    or ""; is_last: whether the next result is another clip's, not more windows of this one."""
 
     samples: npt.NDArray[np.float32]
     sample_rate: int
@@ -40,6 +42,8 @@ class Decoded:
     rms_db: float
     pcm_sha1: bytes
     partial: str
+    num_windows: int = 1
+    is_last: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,12 @@ def plan_slots(queue_bytes: int, max_frames: int, num_workers: int) -> tuple[int
     A slot holds a whole cropped clip at 192 kHz; its pages become resident only as far as a clip fills them. A longer
     one (a higher rate) crosses the pipe instead. At least two slots per decoder, however small the queue.
     """
-    slot_bytes = -(-4 * kept_samples(192_000, max_frames) // mmap.PAGESIZE) * mmap.PAGESIZE
+    return plan_window_slots(queue_bytes, kept_samples(192_000, max_frames), num_workers)
+
+
+def plan_window_slots(queue_bytes: int, num_samples: int, num_workers: int) -> tuple[int, int]:
+    """`plan_slots` for slots of so many samples."""
+    slot_bytes = -(-4 * num_samples // mmap.PAGESIZE) * mmap.PAGESIZE
     return slot_bytes, min(max(queue_bytes // slot_bytes, 2 * num_workers), 16 * num_workers)
 
 
@@ -83,6 +92,7 @@ class DecoderPool:
         self._closed = False
         self._starting = threading.Lock()  # nothing is started once the pool is closed
         self._processes: dict[int, DecoderProcess] = {}
+        self._at_work: dict[int, _Pending] = {}
         self._threads = [
             threading.Thread(target=self._mind, args=(i,), daemon=True, name=f"decoder {i}") for i in range(num_workers)
         ]
@@ -91,18 +101,25 @@ class DecoderPool:
             thread.start()
 
     def results(self) -> Iterator[tuple[Any, Job, Decoded | Undecoded]]:
-        """(tag, job, result) in the order of the jobs. A result's samples are valid until the next iteration."""
+        """(tag, job, result) in the order of the jobs. A result's samples are valid until the next iteration.
+
+        A long clip that an encoder hears in windows has several results, one after the other, until one `is_last`; an
+        `Undecoded` may end them.
+        """
         finished = 0
         while finished < len(self._threads):
             pending = self._pending.get()
             if pending is None:
                 finished += 1
                 continue
-            pending.ready.wait()
-            if pending.error is not None:
-                raise pending.error
-            assert pending.result is not None
-            yield pending.tag, pending.job, pending.result
+            while True:
+                result = pending.results.get()
+                if isinstance(result, BaseException):
+                    raise result
+                yield pending.tag, pending.job, result
+                if isinstance(result, Undecoded) or result.is_last:
+                    break
+                pending.consumed.put(None)  # the slot may be filled again
             self._slots.put(pending.slot)
 
     def process_ids(self) -> list[int]:
@@ -117,6 +134,8 @@ class DecoderPool:
                 process.kill()  # its thread gets EOFError and clears it away
         for _ in self._threads:
             self._slots.put(None)
+        for pending in list(self._at_work.values()):
+            pending.consumed.put(None)
         for thread in self._threads:
             thread.join(timeout=5)
         with contextlib.suppress(BufferError):  # a consumer may still hold a view of a slot
@@ -143,27 +162,35 @@ class DecoderPool:
                         break
                     except BaseException as error:
                         failed = _Pending(None, Job("", ""), slot)
-                        failed.error = error
-                        failed.ready.set()
+                        failed.results.put(error)
                         self._pending.put(failed)
                         break
-                    pending = _Pending(tag, job, slot)
+                    pending = self._at_work[number] = _Pending(tag, job, slot)
                     self._pending.put(pending)
                 try:
-                    pending.result = self._decode(number, job, slot)
+                    self._serve(number, pending)
                 except BaseException as error:
-                    pending.error = error
-                finally:
-                    pending.ready.set()
+                    pending.results.put(error)
         finally:
             self._clear_away(number)
             self._pending.put(None)
 
-    def _decode(self, number: int, job: Job, slot: int) -> Decoded | Undecoded:
+    def _serve(self, number: int, pending: _Pending) -> None:
+        """All of a clip's results, each once the one before is consumed."""
+        for piece in itertools.count():
+            result = self._decode(number, pending.job, pending.slot, piece)
+            pending.results.put(result)
+            if isinstance(result, Undecoded) or result.is_last:
+                return
+            pending.consumed.get()
+            if self._closed:
+                return
+
+    def _decode(self, number: int, job: Job, slot: int, piece: int) -> Decoded | Undecoded:
         for attempt in (1, 2):
             process = self._processes.get(number) or self._start(number)
             try:
-                answer, payload = process.decode(job, slot, self._timeout_s)
+                answer, payload = process.decode(job, slot, self._timeout_s, piece)
                 break
             except TimeoutError:
                 self._clear_away(number)
@@ -188,6 +215,8 @@ class DecoderPool:
             float(answer["rms_db"]),
             bytes.fromhex(answer["pcm_sha1"]),
             answer["partial"],
+            answer["num_windows"],
+            answer["is_last"],
         )
 
     def _start(self, number: int) -> DecoderProcess:
@@ -216,15 +245,14 @@ class DecoderPool:
 
 
 class _Pending:
-    """A job on its way: filled by the minding thread, awaited by the consumer."""
+    """A job on its way: its results come from the minding thread; the consumer says when it is done with one."""
 
-    __slots__ = ("error", "job", "ready", "result", "slot", "tag")
+    __slots__ = ("consumed", "job", "results", "slot", "tag")
 
     def __init__(self, tag: Any, job: Job, slot: int) -> None:
         self.tag, self.job, self.slot = tag, job, slot
-        self.ready = threading.Event()
-        self.result: Decoded | Undecoded | None = None
-        self.error: BaseException | None = None
+        self.results: queue.SimpleQueue[Decoded | Undecoded | BaseException] = queue.SimpleQueue()
+        self.consumed: queue.SimpleQueue[None] = queue.SimpleQueue()
 
 
 def _anonymous_memory(size: int) -> int:

@@ -1,4 +1,4 @@
-"""Waveforms of one part -> its embeddings: batches for the fbank and for the forward pass, on a CPU or CUDA.
+"""VIP-ANT's waveforms of one part -> its embeddings: batches for fbank and forward pass, on a CPU or CUDA.
 
 In: decoded clips, one by one. Out: (clips, dim) float32 in the same order. Waveforms are batched by sample rate for the
 fbank and its spectrograms, all of one shape, for the forward pass, both in an order that depends on the part's clips
@@ -21,13 +21,13 @@ import torch
 from balance.audio.decode import kept_samples
 from balance.audio.decoders import Decoded
 from balance.audio.fbank import LogMel
-from balance.encoders.checkpoint import Checkpoint
-from balance.encoders.vipant import Encoder
+from balance.encoders.vipant import Encoder, VipAnt
 from balance.errors import UserError
 from balance.records import Float32
 
 log = logging.getLogger(__name__)
 
+NO_ROOM = "the GPU's memory does not hold a single clip: free some of it, or type encoder.device=cpu"
 _IN_FLIGHT = 4  # batches that CUDA may be behind
 _STAGED_CLIPS_CPU = 16  # waveforms staged on a CPU: bounds the memory, loses no speed
 _CPU_CLIPS = 2  # clips per task on a CPU: 2 x 306 tokens x 3072 bfloat16 are 3.8 MB; alone they are 5 % slower
@@ -40,12 +40,12 @@ class Batches:
     or one that works on several items at a time."""
 
     def __init__(
-        self, encoder: Encoder, checkpoint: Checkpoint, device: torch.device, batch_size: int, *, spread: Spread
+        self, encoder: Encoder, described: VipAnt, device: torch.device, batch_size: int, *, spread: Spread
     ) -> None:
         self._encoder = encoder
-        self._max_frames = checkpoint.front_end.max_frames
-        self._log_mel = LogMel(checkpoint.front_end)
-        self._dim = checkpoint.dim
+        self._max_frames = described.front_end.max_frames
+        self._log_mel = LogMel(described.front_end)
+        self._dim = described.dim
         self._device = device
         self._spread = spread
         on_cuda = device.type == "cuda"
@@ -88,6 +88,9 @@ class Batches:
         self._in_flight.clear()  # whoever waits for these waits for all of them
         self._start()
         return finished
+
+    def discard(self) -> None:
+        """Nothing: a clip comes whole or not at all."""
 
     def made_by(self) -> dict[str, Any]:
         """Facts about this process for the part's metadata."""
@@ -144,9 +147,7 @@ class Batches:
                 return torch.cat(list(self._spread(run, pieces)))
             except torch.OutOfMemoryError as error:
                 if size == 1:
-                    raise UserError(
-                        "the GPU's memory does not hold a single clip: free some of it, or type encoder.device=cpu"
-                    ) from error
+                    raise UserError(NO_ROOM) from error
             self._halved_from = self._halved_from or size
             self._at_once = size // 2
             torch.cuda.empty_cache()

@@ -111,8 +111,9 @@ def _decode_again(task: worker.EmbedTask, index: Index, rows: Int64, num_workers
         (None, Job(*clip))
         for clip in zip(some.ids.to_pylist(), some.paths.to_pylist(), offsets.tolist(), sizes.tolist(), strict=True)
     )
+    settings = dataclasses.replace(task.decode, windows=False)  # the facts alone: nothing is resampled
     with DecoderPool(
-        task.decode, jobs, num_workers=min(task.num_workers, num_workers), clip_timeout_s=task.clip_timeout_s
+        settings, jobs, num_workers=min(task.num_workers, num_workers), clip_timeout_s=task.clip_timeout_s
     ) as decoders:
         for _, _, result in decoders.results():
             yield result.pcm_sha1 if isinstance(result, Decoded) else None

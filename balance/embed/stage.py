@@ -1,4 +1,4 @@
-"""The embedding stage: indexes and a checkpoint -> every clip's embedding in the store, or the reason why not.
+"""The embedding stage: indexes and an encoder -> every clip's embedding in the store, or the reason why not.
 
 Inventory (what is in the store, what is missing on disk, what was replaced there), comparison of what is in doubt,
 plan, embed, inventory again: what was planned is embedded, a recorded failure, or made again. Everything that is
@@ -23,8 +23,7 @@ import pyarrow as pa
 import torch
 
 from balance.audio.decoder_process import DecodeSettings
-from balance.audio.decoders import plan_slots
-from balance.audio.fbank import FrontEnd
+from balance.audio.decoders import plan_slots, plan_window_slots
 from balance.data.config import MediaSource
 from balance.data.missing import refuse_missing
 from balance.data.stamps import file_stamps
@@ -38,10 +37,11 @@ from balance.embed.store import Store
 from balance.embed.store_files import remove_leftovers
 from balance.embed.use import Use
 from balance.embed.worker import EmbedTask, embed_on
-from balance.encoders.checkpoint import Checkpoint
+from balance.encoders.base import Encoder, WaveformEncoder
 from balance.encoders.config import EncoderConfig
 from balance.encoders.device import slow_bfloat16, worker_devices
 from balance.encoders.precision import Precision
+from balance.encoders.vipant import VipAnt
 from balance.errors import UserError
 from balance.records import SPLITS, DecodeFailure, Failure, Index, Partial, Split
 from balance.runtime import files
@@ -71,10 +71,10 @@ class EmbeddedSplits:
 
 def embed_media(
     config: EmbedConfig,
-    encoder: EncoderConfig,
+    how: EncoderConfig,
     source: MediaSource,
     indexes: Mapping[str, Index],
-    checkpoint: Checkpoint,
+    encoder: Encoder,
     *,
     dataset: str,
     cache: Path,
@@ -85,20 +85,20 @@ def embed_media(
 ) -> EmbeddedSplits:
     """Embed what is not yet embedded.
 
-    dataset: `dataset.name`; cache: the folder of all stores; names: label id -> name, for messages; uses: closed when
-    the vectors are not read any more: until then nobody empties the store. Raises UserError, OSError.
+    how: device, precision and batches of the encoder; dataset: `dataset.name`; cache: the folder of all stores; names:
+    label id -> name, for messages; uses: closed when the vectors are not read any more: until then nobody empties the
+    store. Raises UserError, OSError.
     """
-    precision = encoder.precision.resolve(device.type)
-    fingerprint, made_by = fingerprint_of(checkpoint, precision, encoder.compile)
+    precision = how.precision.resolve(device.type)
+    fingerprint, made_by = fingerprint_of(encoder, precision)
     task = EmbedTask(
         directory=cache / "embeddings" / f"{dataset}-{fingerprint}",
         plan=plan_parts([], 1),
-        checkpoint=checkpoint.path,
+        encoder=encoder,
         device=str(device),
         precision=precision,
-        compile=encoder.compile,
-        batch_size=encoder.batch_size,
-        decode=decode_settings(source, config, checkpoint.front_end),
+        batch_size=how.batch_size,
+        decode=decode_settings(source, config, encoder),
         num_workers=config.num_decoders,
         clip_timeout_s=config.clip_timeout_s,
     )
@@ -127,9 +127,9 @@ def embed_media(
                 "find out who removes files there, and run the same command again"
             )
         task = dataclasses.replace(task, plan=plan)
-        made = {**made_by, "dataset": dataset, "dim": checkpoint.dim}
+        made = {**made_by, "dataset": dataset, "dim": encoder.dim}
         _open_to_write(task, use, made, refresh=config.refresh and not attempts)
-        _make(config, task, {one.split: one.num_present for one in inventories}, checkpoint.dim, asked=encoder.device)
+        _make(config, task, {one.split: one.num_present for one in inventories}, encoder.dim, asked=how.device)
         attempts += 1
         store = store.reopen()
         inventories = take(store, retry_failures=False)
@@ -160,30 +160,36 @@ def embed_media(
     )
 
 
-def fingerprint_of(checkpoint: Checkpoint, precision: Precision, compile: bool) -> tuple[str, dict[str, Any]]:
+def fingerprint_of(encoder: Encoder, precision: Precision) -> tuple[str, dict[str, Any]]:
     """(16 hex digits, what they stand for): everything that changes a number of an embedding. precision: resolved."""
-    made_by = {
-        "checkpoint_sha256": checkpoint.sha256,
-        "front_end": asdict(checkpoint.front_end),
-        "front_end_version": FRONT_END_VERSION,
-        "precision": precision.value,
-    }
-    if compile:  # other kernels, other last bits
-        made_by["compile"] = True
+    made_by = {**encoder.made_by(), "front_end_version": FRONT_END_VERSION, "precision": precision.value}
     return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16], made_by
 
 
-def decode_settings(source: MediaSource, config: EmbedConfig, front_end: FrontEnd) -> DecodeSettings:
-    """What decoder processes need to know to serve this front end."""
-    slot_bytes, num_slots = plan_slots(config.queue_bytes, front_end.max_frames, config.num_decoders)
+_SLOT_S = 30.0  # of a decoder's slot, where the encoder hears clips of any length: longer ones cross the pipe
+_FILE_RATE_HZ = 48_000  # likewise, where it hears the file's own rate
+
+
+def decode_settings(source: MediaSource, config: EmbedConfig, encoder: Encoder) -> DecodeSettings:
+    """What decoder processes need to know to serve this encoder."""
+    if isinstance(encoder, VipAnt):
+        front_end = encoder.front_end
+        heard: dict[str, Any] = {"max_frames": front_end.max_frames, "zero_mean": front_end.zero_mean}
+        slots = plan_slots(config.queue_bytes, front_end.max_frames, config.num_decoders)
+    else:
+        assert isinstance(encoder, WaveformEncoder)
+        rate, duration = encoder.sample_rate_hz, encoder.max_duration_s
+        heard = {"max_frames": 1, "zero_mean": False}  # of no use
+        heard |= {"windows": True, "sample_rate_hz": rate, "max_duration_s": duration}
+        num_samples = round((duration or _SLOT_S) * (rate or _FILE_RATE_HZ))
+        slots = plan_window_slots(config.queue_bytes, num_samples, config.num_decoders)
     return DecodeSettings(
         media_root=str(source.root),
         format=source.format.value,
         columns=asdict(source.columns),
-        max_frames=front_end.max_frames,
-        zero_mean=front_end.zero_mean,
-        slot_bytes=slot_bytes,
-        num_slots=num_slots,
+        slot_bytes=slots[0],
+        num_slots=slots[1],
+        **heard,
     )
 
 

@@ -9,6 +9,7 @@ a minute).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 import time
@@ -27,9 +28,10 @@ from balance.embed import store_files
 from balance.embed.batches import Batches, Finished
 from balance.embed.parts import Plan
 from balance.embed.progress import Progress
-from balance.encoders.checkpoint import read_checkpoint
+from balance.embed.window_batches import WindowBatches
+from balance.encoders.base import Encoder, WaveformEncoder
 from balance.encoders.precision import Precision
-from balance.encoders.vipant import build_encoder
+from balance.encoders.vipant import VipAnt
 from balance.engine.local import WorkersDied, run_shares
 from balance.errors import UserError
 from balance.records import DecodeFailure, Facts, Int64
@@ -50,10 +52,9 @@ class EmbedTask:
 
     directory: Path
     plan: Plan
-    checkpoint: Path
+    encoder: Encoder
     device: str
     precision: Precision
-    compile: bool
     batch_size: int
     decode: DecodeSettings
     num_workers: int
@@ -69,14 +70,21 @@ def embed(task: EmbedTask, report: Report) -> None:
     if task.num_threads is not None:
         torch.set_num_threads(task.num_threads)
     device = torch.device(task.device)
-    checkpoint = read_checkpoint(task.checkpoint)
-    encoder = build_encoder(checkpoint, device, task.precision, task.compile)
-    if device.type == "cuda":
-        with torch.cuda.device(device):  # events belong to the current device
-            _embed(task, Batches(encoder, checkpoint, device, task.batch_size, spread=map), report)
-        return
-    with Cores() as cores:
-        _embed(task, Batches(encoder, checkpoint, device, task.batch_size, spread=cores.map), report)
+    with contextlib.ExitStack() as held:
+        if device.type == "cuda":
+            held.enter_context(torch.cuda.device(device))  # events belong to the current device
+        _embed(task, _batches(task, device, held), report)
+
+
+def _batches(task: EmbedTask, device: torch.device, held: contextlib.ExitStack) -> Batches | WindowBatches:
+    """The encoder, built, and what fills its batches. held: closed when they are not used any more."""
+    encoder = task.encoder
+    if isinstance(encoder, VipAnt):
+        model = encoder.build(device, task.precision)
+        spread = map if device.type == "cuda" else held.enter_context(Cores()).map
+        return Batches(model, encoder, device, task.batch_size, spread=spread)
+    assert isinstance(encoder, WaveformEncoder)
+    return WindowBatches(encoder.source.build(device, task.precision), encoder, device, task.batch_size)
 
 
 def embed_on(task: EmbedTask, devices: Sequence[str], report: Report) -> None:
@@ -121,7 +129,7 @@ def _shares(task: EmbedTask, devices: Sequence[str]) -> list[EmbedTask]:
     ]
 
 
-def _embed(task: EmbedTask, batches: Batches, report: Report) -> None:
+def _embed(task: EmbedTask, batches: Batches | WindowBatches, report: Report) -> None:
     left = list(range(len(task.plan.names)))
     while left:
         claimed = _Claims(task, left)
@@ -185,7 +193,9 @@ class _Claims:
                 del self._locks[number]
 
 
-def _consume(task: EmbedTask, decoders: DecoderPool, claimed: _Claims, batches: Batches, report: Report) -> None:
+def _consume(
+    task: EmbedTask, decoders: DecoderPool, claimed: _Claims, batches: Batches | WindowBatches, report: Report
+) -> None:
     """Feed the encoder; a thread waits for a finished part's embeddings and writes them, while the next is decoded."""
     current: _OpenPart | None = None
     written: _OpenPart | None = None
@@ -204,10 +214,13 @@ def _consume(task: EmbedTask, decoders: DecoderPool, claimed: _Claims, batches: 
             if current is None:
                 current = _OpenPart(part, task.plan.stamps[int(task.plan.bounds[part]) :][:num_clips])
             if isinstance(result, Undecoded):
+                batches.discard()
                 current.fail(row, job, result.reason, result.detail)
             else:
-                current.add(row, job, result)
                 batches.add(result)
+                if not result.is_last:
+                    continue
+                current.add(row, job, result)
             report(Progress(num_clips=1))
             if row + 1 == num_clips:
                 settle()  # one at a time bounds the memory

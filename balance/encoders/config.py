@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
+from typing import Any
 
 from balance.encoders.precision import Precision
-from balance.runtime.keys import key
+from balance.runtime.keys import key, key_from
+
+
+class Kind(Enum):
+    """Which kind of encoder; `encoder=NAME` on the command line sets it."""
+
+    vipant = "vipant"
+    transformers = "transformers"
+    hear = "hear"
+    plugin = "plugin"
+
+
+class Pool(Enum):
+    """What joins the embeddings of a long clip's windows."""
+
+    mean = "mean"
+    max = "max"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -16,13 +34,17 @@ class EncoderConfig:
     run on a GPU yet, so it is off there too.
     """
 
+    kind: Kind = key(Kind.vipant, "which of them; encoder=NAME sets it")
     checkpoint: str | None = key(None, "the .pth file (required with encoder=vipant)", common=True)
+    target: str | None = key(None, "package.module:factory (required with encoder=plugin)", common=True)
+    args: dict[str, Any] = key_from(dict, "what the factory of encoder.target is called with")
+    pool: Pool = key(Pool.mean, "what joins the windows of a long clip: mean or max (not VIP-ANT)")
     device: str = key("auto", "auto, cpu, cuda, cuda:1 …", common=True)
     precision: Precision = key(
         Precision.auto, "float32, tf32, float16 or bfloat16; auto: tf32 on CUDA, float32 on a CPU", common=True
     )
     batch_size: int = key(64, "clips per forward pass; halves itself when a GPU's memory is full", common=True)
-    compile: bool = key(False, "torch.compile the audio tower")
+    compile: bool = key(False, "torch.compile the audio tower (VIP-ANT)")
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

@@ -10,17 +10,50 @@ from the published code in the last bits; the fixtures bound by how much.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from balance.encoders.checkpoint import HEAD_WIDTH, Checkpoint, TowerConfig
+from balance.audio.fbank import FrontEnd
+from balance.encoders.checkpoint import HEAD_WIDTH, Checkpoint, TowerConfig, read_checkpoint
 from balance.encoders.precision import Precision
 
 GELU_SCALE = 1.702
 NORM_EPS = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VipAnt:
+    """The description (`base.Encoder`) of a published checkpoint. sha256: of its file; front_end: what it hears."""
+
+    checkpoint: Path
+    sha256: str
+    dim: int
+    front_end: FrontEnd
+    compile: bool = False
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        return {str(self.checkpoint): self.sha256}
+
+    def made_by(self) -> dict[str, Any]:
+        made_by = {"checkpoint_sha256": self.sha256, "front_end": asdict(self.front_end)}
+        return made_by | ({"compile": True} if self.compile else {})  # other kernels, other last bits
+
+    def build(self, device: torch.device, precision: Precision) -> Encoder:
+        """Raises what `read_checkpoint` raises."""
+        return build_encoder(read_checkpoint(self.checkpoint), device, precision, self.compile)
+
+
+def read_vipant(checkpoint: Path, *, compile: bool = False) -> VipAnt:
+    """The description of a checkpoint, which is read completely. Raises what `read_checkpoint` raises."""
+    read = read_checkpoint(checkpoint)
+    return VipAnt(checkpoint=read.path, sha256=read.sha256, dim=read.dim, front_end=read.front_end, compile=compile)
 
 
 class _Linear(nn.Module):

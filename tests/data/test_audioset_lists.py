@@ -1,6 +1,7 @@
 """A run over AudioSet's real balanced and eval lists: real ids, labels and sizes; a stub's vectors instead of audio."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from balance.data.config import DatasetConfig
 from balance.embed.parts import plan_name
 from balance.embed.stage import fingerprint_of
 from balance.embed.store_files import PartRows, write_part
-from balance.encoders.checkpoint import read_checkpoint
 from balance.encoders.config import EncoderConfig
 from balance.encoders.precision import Precision
+from balance.encoders.vipant import read_vipant
 from balance.records import Facts
 from tests import worlds
 from tests.paths import SHARED
@@ -30,9 +31,9 @@ def test_the_real_lists_end_to_end(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     root, dim = tmp_path / "data", 32
     root.mkdir()
-    checkpoint = read_checkpoint(worlds.write_checkpoint(root / "tiny.pth"))
-    fingerprint, _ = fingerprint_of(checkpoint, Precision.float32, False)
-    assert fingerprint_of(checkpoint, Precision.float32, True)[0] != fingerprint
+    encoder = read_vipant(worlds.write_checkpoint(root / "tiny.pth"))
+    fingerprint, _ = fingerprint_of(encoder, Precision.float32)
+    assert fingerprint_of(dataclasses.replace(encoder, compile=True), Precision.float32)[0] != fingerprint
     folder = tmp_path / "cache" / "embeddings" / f"audioset-{fingerprint}"
     folder.mkdir(parents=True)
     of_label: dict[str, np.ndarray] = {}
@@ -64,7 +65,7 @@ def test_the_real_lists_end_to_end(tmp_path: Path) -> None:
     settings = Settings(
         k=10,
         dataset=DatasetConfig(root=str(root), balanced="seeds", unbalanced="pool", eval=None),
-        encoder=EncoderConfig(checkpoint=str(checkpoint.path), device="cpu"),
+        encoder=EncoderConfig(checkpoint=str(encoder.checkpoint), device="cpu"),
         cache_dir=str(tmp_path / "cache"),
     )
     pipeline.run(settings, out)

@@ -8,17 +8,16 @@ import torch
 
 from balance.audio.decoders import Decoded
 from balance.embed.batches import Batches
-from balance.encoders.checkpoint import Checkpoint, read_checkpoint
 from balance.encoders.precision import Precision
-from balance.encoders.vipant import build_encoder
+from balance.encoders.vipant import VipAnt, read_vipant
 from tests import simulated_cuda, worlds
 
 TOLERANCE = {Precision.float32: 1e-4, Precision.tf32: 2e-2, Precision.float16: 2e-2, Precision.bfloat16: 5e-2}
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return read_checkpoint(worlds.write_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny.pth"))
+def described(tmp_path_factory: pytest.TempPathFactory) -> VipAnt:
+    return read_vipant(worlds.write_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny.pth"))
 
 
 def clips() -> list[Decoded]:
@@ -33,28 +32,26 @@ def clips() -> list[Decoded]:
     return found
 
 
-def embedded(checkpoint: Checkpoint, device: torch.device, precision: Precision) -> np.ndarray:
-    encoder = build_encoder(checkpoint, device, precision, False)
-    batches = Batches(encoder, checkpoint, device, 4, spread=map)
+def embedded(described: VipAnt, device: torch.device, precision: Precision) -> np.ndarray:
+    batches = Batches(described.build(device, precision), described, device, 4, spread=map)
     for clip in clips():
         batches.add(clip)
     return batches.finish().wait()
 
 
 @pytest.mark.parametrize("precision", list(TOLERANCE))
-def test_embeddings_are_the_cpu_s(checkpoint: Checkpoint, precision: Precision) -> None:
-    expected = embedded(checkpoint, torch.device("cpu"), Precision.float32)
+def test_embeddings_are_the_cpu_s(described: VipAnt, precision: Precision) -> None:
+    expected = embedded(described, torch.device("cpu"), Precision.float32)
     with simulated_cuda.simulated():
-        found = embedded(checkpoint, torch.device("cuda", 0), precision)
+        found = embedded(described, torch.device("cuda", 0), precision)
     scale = np.abs(expected).max()
     assert np.abs(found - expected).max() < TOLERANCE[precision] * scale
 
 
-def test_the_host_waits_only_for_the_embeddings(checkpoint: Checkpoint) -> None:
+def test_the_host_waits_only_for_the_embeddings(described: VipAnt) -> None:
     device = torch.device("cuda", 0)
     with simulated_cuda.simulated() as machine:
-        encoder = build_encoder(checkpoint, device, Precision.tf32, False)
-        batches = Batches(encoder, checkpoint, device, 2, spread=map)
+        batches = Batches(described.build(device, Precision.tf32), described, device, 2, spread=map)
         batches.add(clips()[0])
         batches.finish()  # tables are made and copied at the first clip of each rate
         batches.add(clips()[1])

@@ -104,7 +104,7 @@ def test_a_copied_data_set_costs_a_decoding_and_no_encoding(
     out = finished(world)
     for path in world.root.rglob("*.p0.*"):
         touch(path)
-    monkeypatch.setattr(worker, "build_encoder", None)
+    monkeypatch.setattr(worker, "_batches", None)
     log.clear()
     assert contents(finished(world)) == contents(out)
     assert "pool: 12 of them have the samples that were embedded" in log.text

@@ -21,10 +21,11 @@ from balance.embed import batches, store_files, worker
 from balance.embed.parts import ToEmbed, plan_parts
 from balance.embed.progress import Progress
 from balance.embed.store import Store
+from balance.encoders import vipant
 from balance.encoders.checkpoint import read_checkpoint
 from balance.encoders.device import worker_devices
 from balance.encoders.precision import Precision
-from balance.encoders.vipant import build_encoder
+from balance.encoders.vipant import build_encoder, read_vipant
 from balance.errors import UserError
 from balance.records import Index, Labels
 from tests import simulated_cuda, worlds
@@ -50,10 +51,9 @@ def _task(
     return worker.EmbedTask(
         directory=directory,
         plan=plan_parts([ToEmbed("pool", index, np.arange(len(index)))], part_clips),
-        checkpoint=checkpoint,
+        encoder=read_vipant(checkpoint),
         device="cpu",
         precision=Precision.float32,
-        compile=False,
         batch_size=batch_size,
         decode=DecodeSettings(
             media_root=str(root),
@@ -82,7 +82,7 @@ def test_embeddings_are_those_of_each_clip_alone(tmp_path: Path) -> None:
     assert [r.part for r in reports if r.part is not None] == [0, 1, 2]
     store = Store(task.directory)
     vectors = store.vectors(store.rows(index.paths)).read(0, 37)
-    checkpoint = read_checkpoint(task.checkpoint)
+    checkpoint = read_checkpoint(task.encoder.checkpoint)
     encoder = build_encoder(checkpoint, torch.device("cpu"), Precision.float32, False)
     for row, path in enumerate(index.paths.to_pylist()):
         wave = decode.load(str(tmp_path / path), max_frames=100, zero_mean=True)
@@ -135,7 +135,7 @@ def test_the_batch_is_halved_when_memory_runs_out(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(batches, "_CPU_CLIPS", 16)
     whole = _task(tmp_path, index, batch_size=16)
     worker.embed(whole, lambda _: None)
-    monkeypatch.setattr(worker, "build_encoder", lambda *a: _ForgetfulEncoder(build_encoder(*a), 3))
+    monkeypatch.setattr(vipant, "build_encoder", lambda *a: _ForgetfulEncoder(build_encoder(*a), 3))
     halved = dataclasses.replace(_task(tmp_path, index), batch_size=16)
     worker.embed(halved, lambda _: None)
     a, b = Store(whole.directory), Store(halved.directory)
@@ -149,7 +149,7 @@ def test_the_batch_is_halved_when_memory_runs_out(tmp_path: Path, monkeypatch: p
 
 
 def test_memory_that_holds_no_clip_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "build_encoder", lambda *a: _ForgetfulEncoder(build_encoder(*a), 0))
+    monkeypatch.setattr(vipant, "build_encoder", lambda *a: _ForgetfulEncoder(build_encoder(*a), 0))
     with pytest.raises(UserError, match="does not hold a single clip"):
         worker.embed(_task(tmp_path, _index(tmp_path, 5)), lambda _: None)
 
@@ -193,7 +193,7 @@ def test_an_encoder_that_gives_nan_is_a_failure_of_that_clip(tmp_path: Path, mon
 
         return run
 
-    monkeypatch.setattr(worker, "build_encoder", spoiling)
+    monkeypatch.setattr(vipant, "build_encoder", spoiling)
     task = _task(tmp_path, index)
     worker.embed(task, lambda _: None)
     store = Store(task.directory)

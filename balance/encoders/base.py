@@ -1,0 +1,83 @@
+"""What every encoder is: a description that any process builds its model from, and vectors for a batch of waveforms.
+
+A description is picklable and small: configurations cross to other processes and machines, never models. It is made
+once (`chosen.read_encoder`), which reads the model completely, so that what is wrong is said before work begins.
+VIP-ANT describes itself in `vipant`: it alone hears a crop of one channel at the file's own rate. All others are a
+`WaveformEncoder`: the mean of the channels at their rate, in windows, and a `Source` that knows how to build the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, device
+
+from balance.encoders.config import Pool
+from balance.encoders.precision import Precision
+
+
+class Encoder(Protocol):
+    """The description of an encoder.
+
+    dim: of its embeddings; inputs: file -> sha256, for the manifest.
+    """
+
+    @property
+    def dim(self) -> int: ...
+
+    @property
+    def inputs(self) -> Mapping[str, str]: ...
+
+    def made_by(self) -> dict[str, Any]:
+        """What decides an embedding's numbers, beside the precision, as JSON: goes into the store's fingerprint."""
+        ...
+
+
+class Model(Protocol):
+    """A built encoder on its device. No gradients are kept around it."""
+
+    def embed(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
+        """(n, samples) float32, zeros after a waveform's end, and (n,) int64 lengths, on its device -> (n, dim)."""
+        ...
+
+
+class Source(Protocol):
+    """How to build the model; picklable."""
+
+    def build(self, device: device, precision: Precision) -> Model:
+        """precision: resolved. Raises UserError."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WaveformEncoder:
+    """The description of an encoder that hears waveforms.
+
+    name: as a person knows it, for messages; sample_rate_hz: None for the file's own; max_duration_s: of a window,
+    None for any length; pool: what joins the windows of a clip; equal_lengths: batches hold waveforms of one length
+    (padding would change the numbers); weights: what decides the model's numbers, as JSON.
+    """
+
+    name: str
+    source: Source
+    dim: int
+    sample_rate_hz: int | None
+    max_duration_s: float | None
+    pool: Pool
+    equal_lengths: bool
+    weights: Mapping[str, Any]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    def made_by(self) -> dict[str, Any]:
+        from balance.audio import resample
+
+        return {
+            "encoder": dict(self.weights),
+            "sample_rate_hz": self.sample_rate_hz,
+            "max_duration_s": self.max_duration_s,
+            "pool": self.pool.value,
+            "resampler": resample.version(),
+            "equal_lengths": self.equal_lengths,
+        }

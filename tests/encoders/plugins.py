@@ -1,0 +1,68 @@
+"""Encoders as people write them, for tests: sound ones and deliberately broken ones.
+
+`numpy_spectrum` is the reference of `Spectrum`, without torch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+BANDS = 8
+
+
+class Spectrum:
+    """The mean power of a waveform's blocks of 256 samples in 8 bands, the end padded with zeros; dim 8."""
+
+    sample_rate_hz: int | None = 8000
+    dim = BANDS
+    max_duration_s: float | None = None
+
+    def embed(self, waveforms: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        rows = []
+        for waveform, length in zip(waveforms, lengths.tolist(), strict=True):
+            padded = torch.nn.functional.pad(waveform[:length], (0, -length % 256))
+            power = torch.fft.rfft(padded.reshape(-1, 256)).abs().square().mean(0)
+            rows.append(power[:128].reshape(BANDS, -1).mean(1))
+        return torch.stack(rows)
+
+
+class ShortSpectrum(Spectrum):
+    """It hears half a second at a time."""
+
+    max_duration_s = 0.5
+
+
+class AnyRate(Spectrum):
+    sample_rate_hz = None
+
+
+def numpy_spectrum(samples: np.ndarray) -> np.ndarray:
+    padded = np.pad(samples.astype(np.float64), (0, -len(samples) % 256)).reshape(-1, 256)
+    power = np.mean(np.abs(np.fft.rfft(padded)) ** 2, axis=0)
+    return power[:128].reshape(BANDS, -1).mean(axis=1)
+
+
+class FactoryFails:
+    def __init__(self) -> None:
+        raise FileNotFoundError("no weights here")
+
+
+class EmbedFails(Spectrum):
+    def embed(self, waveforms: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        raise ValueError("not today")
+
+
+class WithoutFacts:
+    dim = 3
+
+    def embed(self, waveforms: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return waveforms[:, :3]
+
+
+class OtherDim(Spectrum):
+    dim = 5
+
+
+class OddDuration(Spectrum):
+    max_duration_s = -1.0
