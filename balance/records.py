@@ -170,13 +170,15 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class DecodeFailure:
-    """A clip that could not be embedded, as remembered in a part (missing files never are). stamp: of its file then."""
+    """A clip that could not be embedded, as remembered in a part (missing files never are). stamp: of its file then;
+    decoders: who tried, as `decode.DECODERS`, "" in parts of earlier versions."""
 
     id: str
     path: str
     reason: str
     detail: str
     stamp: Stamp = NO_STAMP
+    decoders: str = ""
 
 
 @dataclass(frozen=True, slots=True)

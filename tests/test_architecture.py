@@ -34,11 +34,12 @@ KEYS = {module for module in MODULES if module.endswith(".config")} | {"encoders
 COMMANDS = {*LEVELS[0][1:-1], "probe.__main__"}
 # What a decoder process imports must start in a fifth of a second.
 LIGHT = {"audio.decode", "audio.decoder_process", "data.media", "runtime.child"}
-HEAVY = {"torch", "hydra", "faiss", "matplotlib", "pandas", "pyarrow", "scipy", "ray", "transformers"}
+HEAVY = {"torch", "hydra", "faiss", "matplotlib", "pandas", "pyarrow", "scipy", "ray", "transformers", "av"}
 HOME = {
     "hydra": {"config", "config_errors"},
     "omegaconf": {"config", "config_errors"},
     "faiss": {"search.candidates"},
+    "av": {"audio.ffmpeg"},
     "ray": {"engine.ray"},
     "transformers": {"encoders.transformers"},
     "sklearn": set(),

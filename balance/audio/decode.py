@@ -1,10 +1,11 @@
 """One audio file → the waveform that the encoder hears, at the file's own rate, and facts of the whole decoded clip.
 
 In: a path or an open binary file, the front end's `max_frames` and `zero_mean`. Out: a `Waveform`, or `Undecodable`
-with the clip's reason. libsndfile is the reference decoder: no resampling, no mixing of channels. Decoder processes
-import this module, so it imports neither torch nor `records`: they start in 0.2 s. Facts are measured as the samples
-stream by, and a decoder holds at most `_KEPT_BYTES` of them and three crops of one channel (24 MB at 192 kHz),
-whatever the clip's length. The price: a clip of more samples than that is decoded again up to the end of its crop.
+with the clip's reason. libsndfile is the reference decoder, then comes FFmpeg (`open_sound`): for VIP-ANT no
+resampling, no mixing of channels. Decoder processes import this module, so it imports neither torch nor `records`: they
+start in 0.2 s. Facts are measured as the samples stream by, and a decoder holds at most `_KEPT_BYTES` of them and three
+crops of one channel (24 MB at 192 kHz), whatever the clip's length. The price: a clip of more samples than that is
+decoded again up to the end of its crop.
 Encoders other than VIP-ANT hear the whole clip, mixed and resampled, in windows: `load_windows`.
 """
 
@@ -24,12 +25,15 @@ import soundfile
 
 from balance.audio.crop import Moments, crop, first_channel
 from balance.audio.frames import shift_samples, window_samples
+from balance.audio.open_sound import Sound, open_sound
 from balance.audio.resample import Mixer, cut, mixed, window_starts
-from balance.audio.sound_file import Sound, Undecodable, open_regular
+from balance.audio.sound_file import Undecodable, open_regular
 
 # The published loader keeps max_len frames of 10 ms and 50 ms more.
 CROP_MARGIN_S = 0.05
 MAX_SAMPLE_RATE_HZ = 655_350  # the most that flac can say; a damaged header may promise anything
+# Who has refused a clip that counts as undecodable: a failure that fewer decoders remember is tried again.
+DECODERS = "libsndfile, FFmpeg"
 _KEPT_BYTES = 64 << 20  # of decoded samples: 3 min of stereo at 44.1 kHz
 
 
@@ -107,7 +111,7 @@ def _opened(file: str | os.PathLike[str] | BinaryIO) -> Iterator[Sound]:
     """Whatever goes wrong with it inside is `Undecodable`."""
     try:
         with open_regular(file) if isinstance(file, (str, os.PathLike)) else contextlib.nullcontext(file) as opened:
-            yield Sound(opened)
+            yield open_sound(opened)
     except OSError as error:
         raise Undecodable("undecodable", error.strerror or type(error).__name__) from error
     except (soundfile.SoundFileError, MemoryError, ValueError, OverflowError) as error:

@@ -22,9 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from balance.audio import sniff
-
-_BLOCK_VALUES = 147_456  # of all channels together, 576 KiB: whole mp3 frames (1152) of one or two channels
+BLOCK_VALUES = 147_456  # of all channels together, 576 KiB: whole mp3 frames (1152) of one or two channels
 _SLAB_BLOCKS = 7  # 4 MiB of memory at a time: 10 s of stereo
 _READ_AHEAD = 65_536
 _FAR = 1 << 40  # bytes: where the end of a file is moved to
@@ -43,6 +41,10 @@ class Undecodable(Exception):
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail
+
+
+class Unopened(Undecodable):
+    """A file that libsndfile does not open: another decoder may."""
 
 
 def open_regular(path: str | os.PathLike[str]) -> io.FileIO:
@@ -68,7 +70,7 @@ def _refuse_irregular(mode: int) -> None:
         raise Undecodable("undecodable", f"{what}, not a file")
 
 
-class Sound:
+class LibsndfileSound:
     """The samples of one open file.
 
     sample_rate: Hz; channels. After `blocks()` has ended, `partial` says in words what could not be decoded, with the
@@ -76,14 +78,14 @@ class Sound:
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        """file: seekable; it stays open and the caller's own. Raises Undecodable, OSError."""
+        """file: seekable; it stays open and the caller's own. Raises Unopened, OSError."""
         self._file = file
         self._size = file.seek(0, os.SEEK_END)
         self._links, self._breaks_off = _ogg_links(file, self._size)
         try:
             part = self._part(0)
         except soundfile.LibsndfileError as error:
-            raise Undecodable("undecodable", self._why_refused(error.error_string)) from error
+            raise Unopened("undecodable", self._why_refused(error.error_string)) from error
         self.sample_rate, self.channels = part.sample_rate, part.channels
         self.partial = ""
         self._first: _Part | None = part
@@ -91,14 +93,13 @@ class Sound:
     def _why_refused(self, words: str) -> str:
         """What libsndfile refused, in words without a name."""
         unknown = "not a regular file" in words or "Format not recognised" in words
-        head = _peek(self._file, 0, sniff.SNIFFED_BYTES)
-        return sniff.describe(head) or ("not a known audio format" if unknown else words)
+        return "not a known audio format" if unknown else words
 
     def blocks(self) -> Iterator[npt.NDArray[np.float32]]:
         """(n, channels) float32, n the same for all but the last; each call begins at the first sample."""
         part: _Part | None = self._first or self._part(0)
         self._first, self.partial = None, ""
-        size = max(1, _BLOCK_VALUES // self.channels)
+        size = max(1, BLOCK_VALUES // self.channels)
         slab = np.empty((0, self.channels), dtype=np.float32)  # what is not yet read of it
         filled = num_samples = 0
         while part is not None:

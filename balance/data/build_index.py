@@ -7,7 +7,6 @@ express, get a tree of relative symbolic links under `index.out` instead of copi
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +53,6 @@ def build(config: IndexConfig, *, ontology: dict[str, str] | None = None) -> Ite
         _write_index(out, stem, matched, chunk_folders(matched, stem) if link else None)
         summary["lists"][stem] = {"listed": len(matched.segments), "found": len(matched.rows)}
         yield from _inventory(stem, matched, names, require_frames)
-    yield from _advice(found)
     split_line = _write_joint(out, stems, matches)
     if split_line is not None:
         summary["split_line"] = split_line
@@ -126,19 +124,9 @@ def _inventory(stem: str, matched: Matched, names: Mapping[str, str], require_fr
 
 
 def _nothing_found(media: Path, segments: SegmentList, sought: Wanted, found: Found, require_frames: bool) -> str:
-    if found.unreadable:
-        return f"none of the listed clips can be read. {' '.join(_advice(found))}"
     if require_frames and ((found.folder >= 0).any() or found.flat):
         return f"no listed clip under {media} has a frame: type index.require_frames=false to do without"
     return f"none of the listed clips is under {media}: {looked_for(segments, sought, found)}"
-
-
-def _advice(found: Found) -> Iterator[str]:
-    for suffix, count in sorted(Counter(found.unreadable.values()).items()):
-        yield (
-            f"{count:,} listed clips are there only as .{suffix}, which libsndfile cannot read: convert them, for "
-            f"instance ffmpeg -i in.{suffix} -c:a flac out.flac"
-        )
 
 
 def _write_index(out: Path, stem: str, matched: Matched, folders: list[str] | None) -> None:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from balance.data.clip_ids import id_array, id_of_path, refuse_duplicates
 from balance.data.containers import relative
 from balance.data.locate import NoSuchIndex, candidates
-from balance.data.media import ALL_AUDIO, is_clutter
+from balance.data.media import ALL_AUDIO, FFMPEG_SUFFIXES, is_clutter
 from balance.errors import UserError
 from balance.records import Index, Labels
 from balance.runtime.files import atomic_text
@@ -44,6 +44,7 @@ def read_folder(root: Path, media: Path, value: str, *, with_labels: bool) -> In
         log.info("%s: left out, for their suffixes are not of audio: %s", folder, listed(said, 12))
     if not names:
         raise UserError(f"{folder}: no audio file in it; files are known by their suffixes, such as .wav, .flac, .mp3")
+    names = _without_twins(names)
     paths = [os.path.normpath(os.path.join(prefix, name)) for name in names]
     ids = id_array([id_of_path(os.path.splitext(path)[0]) for path in paths], lambda row: paths[row])
     refuse_duplicates(str(folder), ids)
@@ -72,6 +73,21 @@ def _walk(folder: str, prefix: str, above: tuple[str, ...], others: Counter[str]
             yield prefix + entry.name
         else:
             others[suffix] += 1
+
+
+def _without_twins(names: list[str]) -> list[str]:
+    """The files without those for FFmpeg that lie beside one of the same name for libsndfile: a video and its sound."""
+    known = {stem for stem, suffix in map(os.path.splitext, names) if suffix[1:].lower() not in FFMPEG_SUFFIXES}
+    kept = [
+        name
+        for name in names
+        if os.path.splitext(name)[0] not in known or os.path.splitext(name)[1][1:].lower() not in FFMPEG_SUFFIXES
+    ]
+    if len(kept) < len(names):
+        log.info(
+            "%d videos are left out, for their sound lies beside them as a file of its own", len(names) - len(kept)
+        )
+    return kept
 
 
 def _existing(root: Path) -> str:

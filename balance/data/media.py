@@ -40,9 +40,12 @@ AUDIO_SUFFIXES = frozenset(
     }
     | {"ogg", "opus", "paf", "pvf", "rf64", "sd2", "sds", "sf", "snd", "svx", "voc", "w64", "wav", "wave", "wve", "xi"}
 )
-# What download tools leave and libsndfile cannot read: worth a line of advice.
-OTHER_AUDIO_SUFFIXES = frozenset(["aac", "m4a", "mka", "mkv", "mp4", "webm", "wma"])
-ALL_AUDIO = AUDIO_SUFFIXES | OTHER_AUDIO_SUFFIXES
+# What FFmpeg reads and libsndfile does not, as download tools, phones and cameras name it.
+FFMPEG_SUFFIXES = frozenset(
+    {"3gp", "aac", "ac3", "amr", "ape", "asf", "avi", "dts", "eac3", "flv", "m4a", "m4b", "mka", "mkv", "mov", "mp4"}
+    | {"mpeg", "mpg", "spx", "tta", "weba", "webm", "wma", "wv"}
+)
+ALL_AUDIO = AUDIO_SUFFIXES | FFMPEG_SUFFIXES
 
 
 def tar_key(shard: str, member: str) -> str:

@@ -3,8 +3,9 @@
 In: the root and the listed segments by id. Out: `Found`, columns by the number of the id. Two layouts: VIP-ANT's
 `{dir}/aclip/{id}.{rest}` with `{dir}/frame/…` beside it (a name is split at its first dot; the rest of a gold file
 begins with `p0.`), and the flat ones of download tools (`media_names`) in any folder. Names alone decide, since two
-million stats on a network disk take an hour: what is named .mp3 is taken for one. Of a clip in two folders, the first
-folder by name counts; of its flat files, the first by name among those that say its times, else among all.
+million stats on a network disk take an hour: what is named .mp3 is taken for one. A file named as FFmpeg's formats are
+counts where there is none of libsndfile's. Of a clip in two folders, the first folder by name counts; of its flat
+files, the first by name among those that say its times, else among all.
 """
 
 from __future__ import annotations
@@ -53,9 +54,8 @@ class Found:
     folders: sorted chunk folders (parents of `aclip/`), relative to the root, with slashes; folder: (n,) int32 into
     them, −1 where the id has no gold clip in that layout; audio, frames: its files in it; flat: number -> path
     relative to the root, for ids that lie only in a flat layout; key: `aclip`, or `clip` where only folders of that
-    older name hold audio; has_frames: whether there is any `frame/` folder; unreadable: number -> suffix of listed
-    clips that have only a file which libsndfile cannot read; others: paths of the first audio files by name that are
-    no listed clip's.
+    older name hold audio; has_frames: whether there is any `frame/` folder; others: paths of the first audio files by
+    name that are no listed clip's.
     """
 
     folders: list[str]
@@ -65,14 +65,13 @@ class Found:
     flat: dict[int, str]
     key: str
     has_frames: bool
-    unreadable: dict[int, str]
     others: list[str]
 
 
 def flat_found(paths: Mapping[int, str], num_ids: int) -> Found:
     """What a walk would have found of n ids whose flat files are known: number -> path relative to the root."""
     none = Files([], np.zeros(num_ids + 1, dtype=np.int64), np.empty(0, dtype=np.int32))
-    return Found([], np.full(num_ids, -1, dtype=np.int32), none, none, dict(paths), "aclip", False, {}, [])
+    return Found([], np.full(num_ids, -1, dtype=np.int32), none, none, dict(paths), "aclip", False, [])
 
 
 class _Seen:
@@ -134,9 +133,9 @@ class _Walk:
         self._linked_into = linked_into
         self._folders: list[str] = []
         self._gold = {"aclip": _Seen(), "clip": _Seen()}
+        self._gold_for_ffmpeg = {"aclip": _Seen(), "clip": _Seen()}
         self._frames = _Seen()
-        self._flat: dict[int, tuple[bool, str]] = {}  # (whether the whole video, path): the least counts
-        self._unreadable: dict[int, str] = {}
+        self._flat: dict[int, tuple[bool, bool, str]] = {}  # (for FFmpeg, the whole video, path): the least counts
         self._others: list[str] = []
         self._has_frames = False
 
@@ -160,7 +159,7 @@ class _Walk:
                     if not is_gold or name.count(".") == 1:
                         self._add_flat(name, folder)
                     else:
-                        self._add_gold(name, folder, self._gold[base])
+                        self._add_gold(name, folder, base)
                 elif (linked := folder.behind(entry)) is not None:
                     below.append(linked)
         return below
@@ -178,15 +177,14 @@ class _Walk:
         if clip is not None and rest.startswith(GOLD) and rest.rpartition(".")[2].lower() in IMAGE_SUFFIXES:
             self._frames.add(clip, len(self._folders) - 1, sys.intern(rest))
 
-    def _add_gold(self, name: str, folder: _Folder, gold: _Seen) -> None:
+    def _add_gold(self, name: str, folder: _Folder, key: str) -> None:
         id, _, rest = name.partition(".")
-        clip, suffix = self._wanted.number.get(id), rest.rpartition(".")[2].lower()
+        clip = self._wanted.number.get(id)
         if clip is None or not rest.startswith(GOLD):
             self._add_other(folder.path(name))
-        elif suffix in AUDIO_SUFFIXES:
-            gold.add(clip, len(self._folders) - 1, sys.intern(rest))
-        else:
-            self._unreadable[clip] = suffix
+            return
+        gold = self._gold if rest.rpartition(".")[2].lower() in AUDIO_SUFFIXES else self._gold_for_ffmpeg
+        gold[key].add(clip, len(self._folders) - 1, sys.intern(rest))
 
     def _add_flat(self, name: str, folder: _Folder) -> None:
         stem, _, suffix = name.rpartition(".")
@@ -195,10 +193,7 @@ class _Walk:
             self._add_other(folder.path(name))
             return
         clip, is_segment = meant
-        if suffix.lower() not in AUDIO_SUFFIXES:
-            self._unreadable[clip] = suffix.lower()
-            return
-        place = (not is_segment, folder.path(name))
+        place = (suffix.lower() not in AUDIO_SUFFIXES, not is_segment, folder.path(name))
         self._flat[clip] = min(place, self._flat.get(clip, place))
 
     def _add_other(self, path: str) -> None:
@@ -206,7 +201,17 @@ class _Walk:
             insort(self._others, path)
             del self._others[_NUM_OTHERS:]
 
+    def _take_gold_for_ffmpeg(self) -> None:
+        """Counts these files where libsndfile's are not there: a video beside its audio is no second clip."""
+        for key, gold in self._gold.items():
+            others = self._gold_for_ffmpeg[key]
+            known = {*gold.clips, *(clip for clip, (for_ffmpeg, *_) in self._flat.items() if not for_ffmpeg)}
+            for clip, place, rest in zip(others.clips, others.places, others.rests, strict=True):
+                if clip not in known:
+                    gold.add(clip, place, rest)
+
     def found(self) -> Found:
+        self._take_gold_for_ffmpeg()
         num_ids = len(self._wanted.start_s)
         folders = sorted(set(self._folders))
         rank = {name: i for i, name in enumerate(folders)}
@@ -226,10 +231,9 @@ class _Walk:
             folder=folder,
             audio=audio,
             frames=frames,
-            flat={clip: path for clip, (_, path) in self._flat.items() if folder[clip] < 0},
+            flat={clip: path for clip, (*_, path) in self._flat.items() if folder[clip] < 0},
             key=key,
             has_frames=self._has_frames,
-            unreadable={c: s for c, s in self._unreadable.items() if folder[c] < 0 and c not in self._flat},
             others=self._others,
         )
 

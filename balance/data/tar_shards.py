@@ -120,7 +120,9 @@ class _Columns:
         for member in members:
             if member.suffix in media.ALL_AUDIO:
                 key = next((key for key in _keys(member.stem) if key in jsons), member.stem)
-                if key in audio:
+                if key in audio and _is_for_ffmpeg(member) != _is_for_ffmpeg(audio[key]):  # a video and its sound
+                    member = min(member, audio[key], key=_is_for_ffmpeg)
+                elif key in audio:
                     raise UserError(
                         f"{shard}: {member.name}: a second audio file of the key {key!r}, beside {audio[key].name}"
                     )
@@ -197,6 +199,10 @@ class _Columns:
             self._labels_key,
             listed(keys, 12),
         )
+
+
+def _is_for_ffmpeg(member: _Member) -> bool:
+    return member.suffix in media.FFMPEG_SUFFIXES
 
 
 def _members(tar: tarfile.TarFile, shard: str) -> Iterator[_Member]:

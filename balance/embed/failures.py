@@ -6,11 +6,9 @@ clips, the reasons and what to type. What is embedded stays in either case.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 
-from balance.data.media import OTHER_AUDIO_SUFFIXES
 from balance.data.missing import round_up
 from balance.errors import UserError
 from balance.records import DecodeFailure
@@ -27,10 +25,7 @@ def refuse_failures(split: str, failures: Sequence[DecodeFailure], num_present: 
     reasons = Counter(f.reason for f in failures)
     counts = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
     first = ", ".join(f"{f.path} ({f.detail})" for f in failures[:3])
-    suffix, count = Counter(os.path.splitext(f.path)[1].lower() for f in failures).most_common(1)[0]
-    if suffix.lstrip(".") in OTHER_AUDIO_SUFFIXES and count > len(failures) / 2:
-        remedy = f"libsndfile cannot read {suffix} files: convert them, for instance: ffmpeg -i clip{suffix} clip.flac"
-    elif len(failures) == num_present:
+    if len(failures) == num_present:
         remedy = "None could be read: look at the files, or at dataset.media"
     else:
         remedy = f"What is embedded stays. If that is to be so, type max_failures={round_up(share)}"

@@ -1,10 +1,10 @@
 """The embedding store: all parts of a folder, keyed by a clip's relative audio path, shared by every run and user.
 
 In: a folder of `store_files`. Out: which paths have an embedding, the vectors and facts of chosen rows, the clips that
-failed. A path may have several embeddings, of files that were there one after the other or under two media roots: the
-file's stamp says which one counts. A `Store` is what the folder held when it was opened; `reopen` looks again and reads
-only what is new. Vectors are read with `pread` at the place of the Arrow buffer: mapped pages would count as resident
-memory.
+failed (a failure of fewer decoders than there are now does not count: they may read it). A path may have several
+embeddings, of files that were there one after the other or under two media roots: the file's stamp says which one
+counts. A `Store` is what the folder held when it was opened; `reopen` looks again and reads only what is new. Vectors
+are read with `pread` at the place of the Arrow buffer: mapped pages would count as resident memory.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from balance.audio.decode import DECODERS
 from balance.embed.store_files import Part, read_confirmed, read_part, version_of
 from balance.errors import UserError
 from balance.records import Bool, DecodeFailure, Facts, Float32, Int64, Stamp
@@ -82,6 +83,7 @@ class Store:
         for part in self._checked:
             for failure in part.failures:
                 self._remembered.setdefault(failure.path, []).append((part.file.name, failure))
+        self._is_writable = os.access(directory, os.W_OK)
         self._first_row = self._index_in(self.paths)
         self._newest = self._newest_rows()
         self._others = self._other_stamps(None if ignore else directory)
@@ -121,7 +123,9 @@ class Store:
             listed = pc.is_in(paths, value_set=pa.array(self._remembered, pa.string()))
             for i in np.flatnonzero(listed.to_numpy(zero_copy_only=False)):
                 stamp = (int(stamps[i, 0]), int(stamps[i, 1]))
-                failed[i] = rows[i] < 0 or (in_doubt[i] and self._failures_of(paths[int(i)].as_py(), stamp))
+                path = paths[int(i)].as_py()
+                asked = self._remembered_of(path) if rows[i] < 0 else in_doubt[i] and self._failures_of(path, stamp)
+                failed[i] = any(self._is_final(failure) for failure in asked or ())
         return Found(rows, failed, other_size, in_doubt & ~other_size)
 
     @property
@@ -133,8 +137,8 @@ class Store:
 
     def failure(self, path: str, stamp: Stamp) -> DecodeFailure | None:
         """Why a clip failed: of its file as it is now where that is known, else as it was."""
-        found = self._failures_of(path, stamp) or [failure for _, failure in self._remembered.get(path, [])]
-        return found[-1] if found else None
+        found = self._failures_of(path, stamp) or self._remembered_of(path)
+        return next((failure for failure in reversed(found) if self._is_final(failure)), found[-1] if found else None)
 
     def partial(self, rows: Int64) -> dict[int, str]:
         """Of these store rows, those of clips that could not be decoded to their end: place in `rows` -> what not."""
@@ -157,8 +161,16 @@ class Store:
         found = pc.index_in(paths, value_set=self.paths)
         return np.asarray(found.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64)
 
+    def _remembered_of(self, path: str) -> list[DecodeFailure]:
+        return [failure for _, failure in self._remembered.get(path, [])]
+
+    def _is_final(self, failure: DecodeFailure) -> bool:
+        """Whether no decoder of today could do better; in a folder that cannot be written none could tell."""
+        is_of_today = failure.reason != "undecodable" or failure.decoders == DECODERS
+        return is_of_today or not self._is_writable
+
     def _failures_of(self, path: str, stamp: Stamp) -> list[DecodeFailure]:
-        return [failure for _, failure in self._remembered.get(path, []) if failure.stamp == stamp]
+        return [failure for failure in self._remembered_of(path) if failure.stamp == stamp]
 
     def _newest_rows(self) -> Int64:
         """(N,) of each first row of a path, the path's row of the newest file."""

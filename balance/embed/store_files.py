@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from balance.audio.decode import DECODERS
 from balance.records import NO_STAMP, DecodeFailure, Facts, Float32, Int64
 from balance.runtime import files, locks
 
@@ -72,6 +73,7 @@ def write_part(
         metadata={
             "balance.made_by": json.dumps(made_by, sort_keys=True),
             "balance.failures": json.dumps([[f.id, f.path, f.reason, f.detail, f.stamp] for f in failures]),
+            "balance.decoders": DECODERS,
             "balance.partial": json.dumps(dict(rows.partial)),
             **({} if rows.stamps is None else {"balance.stamps": json.dumps(rows.stamps.T.tolist())}),
         },
@@ -186,7 +188,7 @@ def read_part(file: Path) -> Part | None:
                 sha1.copy(),
             ),
             stamps=_stamps_of(reader.schema.metadata, len(batch)),
-            failures=[_failure(*clip) for clip in json.loads(reader.schema.metadata[b"balance.failures"])],
+            failures=_failures_of(reader.schema.metadata),
             partial=json.loads(reader.schema.metadata.get(b"balance.partial", b"{}")),
         )
 
@@ -197,9 +199,14 @@ def _stamps_of(metadata: dict[bytes, bytes], num_rows: int) -> Int64:
     return np.array(json.loads(metadata[b"balance.stamps"]), dtype=np.int64).reshape(2, num_rows).T
 
 
-def _failure(id: str, path: str, reason: str, detail: str, stamp: Sequence[int] = NO_STAMP) -> DecodeFailure:
-    size_bytes, time_ns = stamp
-    return DecodeFailure(id, path, reason, detail, (size_bytes, time_ns))
+def _failures_of(metadata: dict[bytes, bytes]) -> list[DecodeFailure]:
+    decoders = metadata.get(b"balance.decoders", b"").decode()
+
+    def failure(id: str, path: str, reason: str, detail: str, stamp: Sequence[int] = NO_STAMP) -> DecodeFailure:
+        size_bytes, time_ns = stamp
+        return DecodeFailure(id, path, reason, detail, (size_bytes, time_ns), decoders)
+
+    return [failure(*clip) for clip in json.loads(metadata[b"balance.failures"])]
 
 
 _CONFIRMED = pa.schema(

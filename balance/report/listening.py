@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from balance.data.media import AUDIO_SUFFIXES
+from balance.data.media import ALL_AUDIO
 from balance.records import Float64, Index, Int64, Neighbours, Split
 from balance.report import spectrogram
 from balance.report.sound import Clips, Sound, Wave, decode, mp3
@@ -88,7 +88,7 @@ class Links:
     def audio(self, index: Index, row: int) -> tuple[str, ...]:
         """The links to a clip's sound."""
         path = index.paths[row].as_py()
-        if index.offsets is not None or path.rsplit(".", 1)[-1].lower() not in AUDIO_SUFFIXES:
+        if index.offsets is not None or path.rsplit(".", 1)[-1].lower() not in ALL_AUDIO:
             return ()
         return tuple(base + quote(path) for base in self.bases)
 

@@ -139,9 +139,9 @@ def test_memory_is_bounded_whatever_the_length(monkeypatch: pytest.MonkeyPatch, 
 def test_details_say_what_a_file_is(tmp_path: Path) -> None:
     page = b"\n<!DOCTYPE html><html><head><title>404</title></head></html>"
     for content, words in (
-        (page, "a web page (HTML), not audio: the download failed"),
+        (page, "an HTML page, not audio: the download failed"),
         (b"", "an empty file"),
-        (b"\0\0\0\x20ftypM4A \0\0\0\0" + bytes(100), "an MP4/M4A file, which libsndfile cannot read"),
+        (b"\0\0\0\x20ftypM4A \0\0\0\0" + bytes(100), "an MP4/M4A file: FFmpeg cannot read it ("),
     ):
         for name in ("a.mp3", "a.wav"):
             (tmp_path / name).write_bytes(content)

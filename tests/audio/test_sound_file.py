@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from balance.audio.sound_file import Sound, Undecodable
+from balance.audio.sound_file import LibsndfileSound, Undecodable
 from tests.paths import VIPANT
 
 CLIPS = VIPANT / "clips"
@@ -19,7 +19,7 @@ RATE = 16_000
 
 
 def decoded(data: bytes) -> tuple[np.ndarray, str]:
-    sound = Sound(io.BytesIO(data))
+    sound = LibsndfileSound(io.BytesIO(data))
     blocks = list(sound.blocks())
     return np.concatenate(blocks) if blocks else np.empty((0, sound.channels), np.float32), sound.partial
 
@@ -152,7 +152,7 @@ WAV_SIZE, CAF_SIZE, RF64_SIZE = WAV.index(b"data") + 4, CAF.index(b"data") + 4, 
 def test_a_size_that_a_stream_could_not_know(whole: bytes, data: bytes, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(data)
     with open(tmp_path / "a", "rb", buffering=0) as file:
-        from_disk = np.concatenate(list(Sound(file).blocks()))
+        from_disk = np.concatenate(list(LibsndfileSound(file).blocks()))
     np.testing.assert_array_equal(from_disk, read(whole))
     assert decoded(data)[1] == ""
     np.testing.assert_array_equal(decoded(data)[0], read(whole))

@@ -93,6 +93,30 @@ def test_failures_are_remembered_until_an_embedding_supersedes_them(tmp_path: Pa
     assert sorted(Store(tmp_path).failures) == ["c"]
 
 
+def test_a_failure_of_fewer_decoders_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of versions without FFmpeg remember files that it may read; clips that were too short stay so."""
+    monkeypatch.setattr("balance.embed.store_files.DECODERS", "libsndfile")
+    failed = [
+        DecodeFailure("id-b", "b", "undecodable", "an MP4/M4A file"),
+        DecodeFailure("id-c", "c", "too_short", "1"),
+    ]
+    old = write_part(tmp_path, plan_name(["a", "b", "c"]), _rows(["a"], 5, 0), failed, {})
+    monkeypatch.undo()
+    asked = pa.array(["a", "b", "c"])
+    stamps = np.full((3, 2), 7)
+    store = Store(tmp_path)
+    assert store.find(asked, stamps).failed.tolist() == [False, False, True]
+    earlier = store.earlier(pa.array(["b"]))
+    assert earlier == {"b": old.name}
+    again = plan_name(["b"], [earlier["b"]])
+    write_part(tmp_path, again, _rows([], 5, 0), [DecodeFailure("id-b", "b", "undecodable", "no sound", (7, 7))], {})
+    store = Store(tmp_path)
+    assert store.find(asked, stamps).failed.tolist() == [False, True, True]
+    failure = store.failure("b", (7, 7))
+    assert failure is not None
+    assert failure.detail == "no sound"
+
+
 def test_the_same_rows_are_the_same_bytes(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     first, second = _write(tmp_path, ["a", "b"]), _write(tmp_path / "other", ["a", "b"])
