@@ -24,9 +24,11 @@ import numpy as np
 import scipy.signal
 import soundfile
 
-from balance.curation.acoustic import NUM_PROPOSALS, Profile, correlation, features, required
+from balance.curation.acoustic import NUM_PROPOSALS
 from balance.curation.config import AugmentConfig
 from balance.curation.fingerprint import Fingerprints
+from balance.curation.judge import MIN_OVERLAP, Profile, correlation, required
+from balance.curation.log_mel import features
 
 RATE_HZ = 22050
 SECONDS = 10.0
@@ -110,7 +112,7 @@ def takes(folder: Path, num_takes: int, threshold: float) -> dict[str, float]:
                 words[word, speaker].append(profile)
     pairs = [pair for clips in words.values() for pair in itertools.combinations(clips, 2)]
     values = np.array([correlation(*pair) for pair in pairs])
-    limits = np.array([required(threshold, min(a.num_frames, b.num_frames)) for a, b in pairs])
+    limits = np.array([required(threshold, min(a.num_frames, b.num_frames) / MIN_OVERLAP) for a, b in pairs])
     found = {
         "pairs": len(pairs),
         "largest": float(values.max()),
@@ -144,7 +146,7 @@ def main() -> None:
         for name, copy in planted(scenes[i], rng).items():
             log_mel = features(copy, RATE_HZ)
             found.setdefault(name, []).append(correlation(profiles[i], Profile.of(log_mel)))
-            proposed.setdefault(name, []).append(i in prints.similar(num_scenes, log_mel))
+            proposed.setdefault(name, []).append(i in [one.clip for one in prints.similar(num_scenes, log_mel)])
     started = time.perf_counter()
     pairs = [(i, j) for i in range(num_scenes) for j in range(i)]
     values = np.array([correlation(profiles[i], profiles[j]) for i, j in pairs])

@@ -1,26 +1,18 @@
-"""Acoustic copies: embeddings and fingerprints propose pairs, the sound itself decides.
+"""Acoustic copies among a run's clips: embeddings and fingerprints propose pairs, the sound itself decides.
 
-In: splits with embeddings and media. Out: pairs whose log-mel correlate at least `copy_threshold`. An embedding,
-centred by the pool's mean, only proposes: each clip's 64 nearest; what it hears differently, such as one recording at
-two sample rates, `fingerprint` proposes. The verdict is the normalised cross-correlation of
-the two clips' log-mel spectrograms, centred per band over the overlap, at the best lag within ±5 s that leaves 3 s of
-overlap, or most of a shorter clip: gain and equalisers add a constant per band and vanish, mp3 and noise take a little;
-half of each frame's loudness is taken out, which alone makes sparse clips alike. Less sound must agree better
-(`required`). The bands end below 4 kHz, so that copies at another sample rate compare (the encoder's own log-mel runs
-to each file's own Nyquist). The price is decoding every clip once (about 30 ms of one core, all in all), the features
-of the clips that others are compared with (24 kB each) in a temporary file; the time is estimated and printed first.
+In: splits with embeddings and media. Out: pairs that are copies by `judge`. An embedding, centred by the pool's mean,
+only proposes: each clip's 64 nearest; what it hears differently, such as one recording at two sample rates or speeds,
+`fingerprint` proposes. The price is decoding every clip once (about 40 ms of one core, all in all), the features of the
+clips that others are compared with (24 kB each) in a temporary file; the time is estimated and printed first.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-import math
-import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +20,9 @@ import torch
 
 from balance.audio.decoder_process import DecodeSettings, Job
 from balance.audio.decoders import Decoded, DecoderPool, plan_slots
-from balance.curation.fingerprint import Fingerprints
+from balance.curation.judge import MOST_FRAMES
+from balance.curation.listener import Listener, Match
+from balance.curation.log_mel import SHORTEST_S, features
 from balance.data.config import MediaSource
 from balance.records import Float32, Float64, Index, Int64, SomeVectors, Split, Vectors
 from balance.runtime.threads import Cores
@@ -39,125 +33,10 @@ from balance.search.top_k import ArrayVectors, search
 log = logging.getLogger(__name__)
 
 NUM_PROPOSALS = 64
-HOP_S = 0.02
-WINDOW_S = 0.048
-NUM_BANDS = 24
-LOW_HZ, HIGH_HZ = 100.0, 3800.0
-FLOOR = 0.005  # of a clip's mean band energy: what is quieter is not heard through noise or mp3
-LOUDNESS_KEPT = 0.5  # of each frame's mean over bands: one onset in silence looks alike in unrelated clips
-MAX_LAG = round(5.0 / HOP_S)
-MIN_OVERLAP = round(3.0 / HOP_S)
-SHORT_OVERLAP = 0.8  # of the shorter clip, where that is less: a copy may lack a little at either end
-MIN_FRAMES = 12  # a quarter of a second: a shorter clip has no pattern to compare
-STRICTEST = 0.3  # of the distance from threshold to 1: two takes of one spoken word reach 0.968 of 1 at 0.9
 MAX_FRAMES = 1000  # of 10 ms, as much of a clip as the published encoder hears
-_FFT = 1024  # >= two clips of 502 frames
 _BLOCK = 4096  # vectors centred at a time
 _BATCH = 64  # clips that are worked on together, at most 2 MB each
-_RECORD_BYTES = (_FFT // 2) * NUM_BANDS * 2  # features of a clip in float16
-_CLIP_S, _COMPARE_S = 0.03, 0.0005  # of one core of 2026, for the estimate that is printed first
-
-
-def _bands(sample_rate: int, num_fft: int) -> Float32:
-    """Triangles even on Kaldi's mel scale, 1127 ln(1 + f / 700): (num_fft // 2 + 1, NUM_BANDS) float32."""
-    mel = 1127 * np.log1p(np.fft.rfftfreq(num_fft, 1 / sample_rate) / 700)
-    edges = np.linspace(1127 * np.log1p(LOW_HZ / 700), 1127 * np.log1p(HIGH_HZ / 700), NUM_BANDS + 2)
-    up = (mel[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    down = (edges[2:] - mel[:, None]) / (edges[2:] - edges[1:-1])
-    triangles: Float32 = np.maximum(np.minimum(up, down), 0).astype(np.float32)
-    return triangles
-
-
-def features(samples: Float32, sample_rate: int) -> Float32:
-    """Log-mel of a clip less half its loudness, (frames of 20 ms, NUM_BANDS) float32; samples: (n,) float32.
-
-    No frame for a silent clip, nor for one of fewer than MIN_FRAMES.
-    """
-    window = max(int(WINDOW_S * sample_rate), 1)
-    num_frames = int((len(samples) - window) / (HOP_S * sample_rate)) + 1 if len(samples) >= window else 0
-    if num_frames < MIN_FRAMES:
-        return np.empty((0, NUM_BANDS), dtype=np.float32)
-    # Rounded frame by frame: at 11,025 Hz a hop is 220.5 samples, and two copies at different rates stay in step.
-    starts = np.round(np.arange(num_frames) * (HOP_S * sample_rate)).astype(np.int64)
-    starts = starts[starts + window <= len(samples)]
-    frames = np.lib.stride_tricks.sliding_window_view(samples, window)[starts] * np.hanning(window).astype(np.float32)
-    num_fft = 1 << (window - 1).bit_length()
-    spectrum = torch.fft.rfft(torch.from_numpy(frames), n=num_fft).numpy()
-    energy = (spectrum.real**2 + spectrum.imag**2) @ _bands(sample_rate, num_fft)
-    level = float(energy.mean())
-    if not level > 0:
-        return np.empty((0, NUM_BANDS), dtype=np.float32)
-    log_mel: Float32 = np.log(energy + np.float32(FLOOR * level))[: _FFT // 2]
-    log_mel -= np.float32(1 - LOUDNESS_KEPT) * log_mel.mean(axis=1, keepdims=True)
-    return log_mel
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Profile:
-    """A clip's features made ready for correlating: spectrum over time, running sums.
-
-    transform: (_FFT // 2 + 1, NUM_BANDS) complex64; sums: (frames + 1, NUM_BANDS) float64 of the features up to each
-    frame; energy: (frames + 1,) float64 of their squares.
-    """
-
-    transform: Any
-    sums: Float64
-    energy: Float64
-
-    @property
-    def num_frames(self) -> int:
-        return len(self.energy) - 1
-
-    @staticmethod
-    def of(log_mel: Float32) -> Profile:
-        level = log_mel - log_mel.mean(axis=0, keepdims=True) if len(log_mel) else log_mel
-        padded = np.zeros((_FFT, NUM_BANDS), dtype=np.float32)
-        padded[: len(level)] = level
-        wide = level.astype(np.float64)
-        zero = np.zeros((1, NUM_BANDS))
-        return Profile(
-            torch.fft.rfft(torch.from_numpy(padded), dim=0).numpy(),
-            np.concatenate([zero, np.cumsum(wide, axis=0)]),
-            np.concatenate([[0.0], np.cumsum((wide**2).sum(axis=1))]),
-        )
-
-
-def correlation(a: Profile, b: Profile) -> float:
-    """Greatest normalised cross-correlation of two clips over lags within ±5 s that leave overlap enough; 0 if there is
-    none.
-
-    At lag d frame t of `a` meets frame t + d of `b`; each band is centred over the overlap.
-    """
-    num_a, num_b = a.num_frames, b.num_frames
-    overlap = min(MIN_OVERLAP, math.ceil(SHORT_OVERLAP * min(num_a, num_b)))
-    low, high = max(-MAX_LAG, overlap - num_a), min(MAX_LAG, num_b - overlap)
-    if low > high or min(num_a, num_b) < MIN_FRAMES:
-        return 0.0
-    lags = np.arange(low, high + 1)
-    start_a, stop_a = np.maximum(0, -lags), np.minimum(num_a, num_b - lags)
-    start_b, stop_b = start_a + lags, stop_a + lags
-    num = (stop_a - start_a).astype(np.float64)
-    together = torch.fft.irfft(torch.from_numpy((a.transform.conj() * b.transform).sum(axis=1)), n=_FFT).numpy()
-    sum_a, sum_b = a.sums[stop_a] - a.sums[start_a], b.sums[stop_b] - b.sums[start_b]  # (lags, bands)
-    cross = together[lags % _FFT] - (sum_a * sum_b).sum(axis=1) / num
-    own_a = a.energy[stop_a] - a.energy[start_a] - (sum_a**2).sum(axis=1) / num
-    own_b = b.energy[stop_b] - b.energy[start_b] - (sum_b**2).sum(axis=1) / num
-    # A nearly constant overlap has no pattern to compare: 0.01 neper² a band and frame is far below any sound.
-    floor = 0.01 * NUM_BANDS * num
-    heard = (own_a > floor) & (own_b > floor)
-    if not heard.any():
-        return 0.0
-    return float(np.clip((cross[heard] / np.sqrt(own_a[heard] * own_b[heard])).max(), -1.0, 1.0))
-
-
-def required(threshold: float, num_frames: int) -> float:
-    """The correlation from which clips are copies, of which the shorter has so many frames.
-
-    `threshold` from 3 s on. Less sound agrees by chance more often, so the distance to 1 shrinks with the length, down
-    to STRICTEST of it: of 22,400 pairs of takes of one word by one speaker (0.2 to 1.2 s) 11 % reach 0.9, none 0.97
-    (`benchmarks/copies.py --takes`).
-    """
-    return 1.0 - (1.0 - threshold) * max(STRICTEST, min(num_frames / MIN_OVERLAP, 1.0))
+_CLIP_S, _COMPARE_S = 0.04, 0.001  # of one core of 2026, for the estimate that is printed first
 
 
 class AcousticCopies:
@@ -235,45 +114,33 @@ class AcousticCopies:
         """The copies among all nodes (places in the joined parts): (node, later node, correlation).
 
         Compared are the pairs a < b that the embedding proposes, and what the fingerprints propose: of the first
-        `sought` nodes, for every node behind the first part. A pair is compared when its later clip is decoded; the
-        earlier one's features wait in a temporary file.
+        `sought` nodes, for every node behind the first part. A pair is compared when its later clip is decoded.
         """
         num_first, num_nodes = (sum(len(rows) for _, rows in some) for some in (parts[:1], parts))
         self._say_estimate(num_nodes, len(a))
         order = np.lexsort((a, b))
         a, starts = a[order], np.searchsorted(b[order], np.arange(num_nodes + 1))
-        prints = Fingerprints(sought)
-        found: list[tuple[int, int, float]] = []
+        found: list[Match] = []
         unheard: list[int] = []
         with tempfile.TemporaryFile() as file, Cores() as cores:
-            waiting = _Waiting(file.fileno())
+            listener = Listener(file, sought, self._threshold)
 
-            def copies_of(node: int) -> list[tuple[int, int, float]]:
-                others = set(a[starts[node] : starts[node + 1]].tolist())
-                if node >= num_first:
-                    others.update(prints.similar(node, heard[node]))
-                mine = Profile.of(heard[node])
-                values = [(other, node, self._copy(waiting.get(other), mine)) for other in sorted(others)]
-                return [(other, node, value) for other, node, value in values if value is not None]
+            def copies_of(node: int) -> list[Match]:
+                proposed = a[starts[node] : starts[node + 1]].tolist()
+                return listener.copies_of(node, heard[node], proposed, by_fingerprint=node >= num_first)
 
             for batch in _batches(self._decoded(parts)):
                 log_mels = dict(zip(batch, cores.map(_features_of, batch.values()), strict=True))
                 heard = {node: log_mel for node, log_mel in log_mels.items() if len(log_mel)}
                 unheard += log_mels.keys() - heard.keys()
-                known = {node: log_mel for node, log_mel in heard.items() if node < sought}
-                prints.add(known)
-                waiting.put(known)
+                listener.remember({node: log_mel for node, log_mel in heard.items() if node < sought})
                 found += itertools.chain.from_iterable(cores.map(copies_of, heard))
         _say_unheard(parts, np.array(sorted(unheard), dtype=np.int64))
-        columns = list(zip(*found, strict=True)) or [(), (), ()]
-        return np.array(columns[0], np.int64), np.array(columns[1], np.int64), np.array(columns[2], np.float64)
-
-    def _copy(self, theirs: Profile | None, mine: Profile) -> float | None:
-        """The correlation of two clips that are copies, else None; theirs: None of a clip without features."""
-        if theirs is None:
-            return None
-        value = correlation(theirs, mine)
-        return value if value >= required(self._threshold, min(theirs.num_frames, mine.num_frames)) else None
+        return (
+            np.array([match.other for match in found], np.int64),
+            np.array([match.node for match in found], np.int64),
+            np.array([match.heard.correlation for match in found], np.float64),
+        )
 
     def _say_estimate(self, num_clips: int, num_pairs: int) -> None:
         estimate_s = (num_clips * _CLIP_S + num_pairs * _COMPARE_S) / self._num_workers
@@ -305,7 +172,7 @@ class AcousticCopies:
 
 
 def _features_of(clip: tuple[Float32, int]) -> Float32:
-    return features(*clip)
+    return features(*clip)[:MOST_FRAMES]
 
 
 def _batches(clips: Iterator[tuple[Float32, int]]) -> Iterator[dict[int, tuple[Float32, int]]]:
@@ -313,28 +180,6 @@ def _batches(clips: Iterator[tuple[Float32, int]]) -> Iterator[dict[int, tuple[F
     numbered = enumerate(clips)
     while batch := dict(itertools.islice(numbered, _BATCH)):
         yield batch
-
-
-class _Waiting:
-    """Features of clips that later ones are compared with, as float16 in an open file."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._bytes: dict[int, int] = {}
-
-    def put(self, log_mels: Mapping[int, Float32]) -> None:
-        """log_mels: node -> features."""
-        for node, log_mel in log_mels.items():
-            data = log_mel.astype(np.float16).tobytes()
-            os.pwrite(self._descriptor, data, node * _RECORD_BYTES)
-            self._bytes[node] = len(data)
-
-    def get(self, node: int) -> Profile | None:
-        """None of a clip without features."""
-        if node not in self._bytes:
-            return None
-        data = os.pread(self._descriptor, self._bytes[node], node * _RECORD_BYTES)
-        return Profile.of(np.frombuffer(data, dtype=np.float16).reshape(-1, NUM_BANDS).astype(np.float32))
 
 
 def _say_unheard(parts: list[tuple[Index, Int64]], nodes: Int64) -> None:
@@ -349,7 +194,7 @@ def _say_unheard(parts: list[tuple[Index, Int64]], nodes: Int64) -> None:
     log.warning(
         "acoustic copies: %s clips are silent, shorter than %.1f s or cannot be decoded: they were not compared (%s)",
         f"{len(names):,}",
-        (MIN_FRAMES - 1) * HOP_S + WINDOW_S,
+        SHORTEST_S,
         listed(names, 3),
     )
 

@@ -1,4 +1,4 @@
-"""Acoustic copies: the correlation against plain loops, planted copies found through real files, nothing else."""
+"""Acoustic copies of a run: planted copies found through real files, nothing else."""
 
 import numpy as np
 import pyarrow as pa
@@ -11,75 +11,7 @@ from balance.data.config import ColumnsConfig, Format, MediaSource
 from balance.records import Index, Labels, Split
 from balance.search.config import SearchConfig
 from balance.search.top_k import ArrayVectors
-
-
-def sound(seed, seconds=8.0, rate=16000):
-    """Noise bursts of random colour and loudness: no two alike."""
-    rng = np.random.default_rng(seed)
-    out = 0.003 * rng.standard_normal(int(seconds * rate))
-    for _ in range(40):
-        start, size = rng.integers(0, len(out) - 4000), rng.integers(1500, 4000)
-        tone = np.sin(2 * np.pi * rng.uniform(150, 3500) / rate * np.arange(size))
-        out[start : start + size] += tone * np.hanning(size) * rng.uniform(0.05, 0.4)
-    return (out / np.abs(out).max() * 0.8).astype(np.float32)
-
-
-def by_loops(a, b):
-    """The definition, in float64, lag by lag."""
-    best = 0.0
-    for lag in range(-acoustic.MAX_LAG, acoustic.MAX_LAG + 1):
-        start, stop = max(0, -lag), min(len(a), len(b) - lag)
-        if stop - start < min(acoustic.MIN_OVERLAP, 0.8 * min(len(a), len(b))):
-            continue
-        x, y = a[start:stop].astype(np.float64), b[start + lag : stop + lag].astype(np.float64)
-        x, y = x - x.mean(axis=0), y - y.mean(axis=0)
-        best = max(best, (x * y).sum() / np.sqrt((x**2).sum() * (y**2).sum()))
-    return best
-
-
-@pytest.mark.parametrize(("seconds_a", "seconds_b"), [(8, 8), (4, 9), (10, 3.1), (6, 5), (8, 1.5), (0.7, 0.6)])
-def test_correlation_against_loops(seconds_a, seconds_b):
-    a = acoustic.features(sound(1, seconds_a), 16000)
-    b = acoustic.features(sound(2, seconds_b), 16000)
-    some = min(100, len(a), len(b))
-    b[:some] = a[-some:] * 0.5 + b[:some]
-    got = acoustic.correlation(acoustic.Profile.of(a), acoustic.Profile.of(b))
-    assert got == pytest.approx(by_loops(a, b), abs=1e-4)
-    assert got == pytest.approx(acoustic.correlation(acoustic.Profile.of(b), acoustic.Profile.of(a)), abs=1e-6)
-
-
-def test_tiny_and_silent_clips_are_no_copies():
-    long = acoustic.Profile.of(acoustic.features(sound(1), 16000))
-    tiny = acoustic.Profile.of(acoustic.features(sound(1)[: int(0.25 * 16000)], 16000))
-    silent = acoustic.Profile.of(acoustic.features(np.zeros(80000, np.float32), 16000))
-    constant = acoustic.Profile.of(acoustic.features(np.ones(80000, np.float32), 16000))
-    assert [acoustic.correlation(long, x) for x in (tiny, silent, constant)] == [0.0, 0.0, 0.0]
-    assert acoustic.correlation(constant, constant) == 0.0
-
-
-@pytest.mark.parametrize("seconds", [0.4, 1.0, 2.9])
-def test_short_clips_are_compared_over_what_there_is(seconds):
-    whole = sound(1)
-    short = whole[16000 : 16000 + int(seconds * 16000)]
-    late = whole[16000 + 640 : 16000 + int(seconds * 16000) + 640]  # 40 ms later: a little is missing at either end
-    a, b, c = (acoustic.Profile.of(acoustic.features(x, 16000)) for x in (whole, short, late))
-    limit = acoustic.required(0.9, b.num_frames)
-    assert acoustic.correlation(a, b) > limit
-    assert acoustic.correlation(b, c) > limit
-    others = [acoustic.features(sound(seed)[: len(short)], 16000) for seed in range(2, 30)]
-    assert max(acoustic.correlation(b, acoustic.Profile.of(x)) for x in others) < limit
-
-
-def test_less_sound_must_agree_better():
-    assert [acoustic.required(0.9, frames) for frames in (500, 150, 75, 20)] == pytest.approx([0.9, 0.9, 0.95, 0.97])
-    assert acoustic.required(1.0, 20) == 1.0
-
-
-def test_a_copy_at_another_rate():
-    high = sound(3, rate=44100)
-    low = np.interp(np.arange(8 * 16000) / 16000, np.arange(len(high)) / 44100, high).astype(np.float32)
-    a, b = acoustic.features(high, 44100), acoustic.features(low, 16000)
-    assert acoustic.correlation(acoustic.Profile.of(a), acoustic.Profile.of(b)) > 0.97
+from tests.curation.sounds import sound
 
 
 @pytest.fixture
@@ -158,7 +90,7 @@ def test_what_the_embedding_does_not_propose_the_fingerprint_does(finder, monkey
     eval = split([f"c{i}.wav" for i in range(10)], vectors[:10])
     base = split([f"c{i}.wav" for i in range(10, 30)] + PLANTED, vectors[10:])
     query, found, _ = finder.between(eval, base, np.arange(25))
-    # noise fills the bands that these sparse clips leave empty: that copy (3, 23) is the embedding's to propose
+    # noise fills the bands that these sparse tones leave empty: that copy (3, 23) is the embedding's to propose
     assert sorted(zip(query.tolist(), found.tolist(), strict=True)) == [(0, 20), (1, 21), (2, 22)]
 
 
