@@ -45,6 +45,7 @@ from balance.report.config import ReportConfig
 from balance.runtime import files
 from balance.runtime.command import errors_for_people, outputs_folder
 from balance.runtime.keys import key
+from balance.runtime.remote import AnyPath, is_url, place, redacted
 from balance.search.config import SearchConfig
 
 log = logging.getLogger(__name__)
@@ -74,28 +75,30 @@ class Settings(EmbedConfig):
             raise ValueError(f"seed={self.seed}: a whole number from 0 on")
         if not self.cache_dir:
             raise ValueError("cache_dir is empty: a folder for embeddings and neighbours, such as outputs/cache")
+        if is_url(self.cache_dir):
+            raise ValueError(f"cache_dir={redacted(self.cache_dir)}: a folder on disk is needed, such as outputs/cache")
 
     @property
     def cache(self) -> Path:
         return Path(self.cache_dir).expanduser().absolute()
 
     @property
-    def root(self) -> Path:
+    def root(self) -> AnyPath:
         """The folder of the index files; UserError if it is not given. Where the media hold the index, that of the
         media will do."""
         if self.dataset.root is None and self.dataset.media is not None and self.dataset.format.is_its_own_index:
-            return Path(self.dataset.media).expanduser()
+            return place(self.dataset.media)
         if self.dataset.root is None:
             raise UserError(
                 "dataset.root is not given: type dataset.root=/folder/with/index/files "
                 "encoder.checkpoint=/path/to/00071478.pth, or try dataset=demo"
             )
-        return Path(self.dataset.root).expanduser()
+        return place(self.dataset.root)
 
     @property
-    def media_root(self) -> Path:
+    def media_root(self) -> AnyPath:
         """The folder that media paths are relative to."""
-        return Path(self.dataset.media or self.root).expanduser().absolute()
+        return place(self.dataset.media or self.root).absolute()
 
     @property
     def media(self) -> MediaSource:
@@ -203,10 +206,12 @@ def _absolute(settings: Settings) -> Settings:
     """The settings with their folders and files absolute: questions asked later come from any working directory."""
 
     def path(value: str | None) -> str | None:
-        return None if value is None else str(Path(value).expanduser().absolute())
+        return None if value is None else str(place(value).absolute())
 
     def index(value: str) -> str:
         """A path that was found in the working directory; one under the root means the same from everywhere."""
+        if is_url(value):
+            return value
         path = Path(value)
         is_here = "/" in value and path.parent.is_dir() and any(path.parent.glob(f"{glob.escape(path.name)}*"))
         return str(path.absolute()) if is_here else value

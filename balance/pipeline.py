@@ -47,6 +47,7 @@ from balance.results import console, curation_files, manifest, tables
 from balance.results.summary import summarise, write_summary
 from balance.results.train_root import write_train_root
 from balance.runtime import files
+from balance.runtime.remote import place
 from balance.search.top_k import cached_search, load
 
 Decontaminated: TypeAlias = tuple[Removals, tuple[str, ...]]  # pool clips that are out, warnings
@@ -199,7 +200,8 @@ def _embed_media(settings: Settings, device: torch.device, uses: contextlib.Exit
         device=str(device),
         precision=done.precision,
         precision_report=done.precision_report,
-        inputs=files.input_hashes([*(Path(index.file) for index in indexes.values()), ontology]) | dict(encoder.inputs),
+        inputs=files.input_hashes([*(place(index.file) for index in indexes.values()), ontology])
+        | dict(encoder.inputs),
         times_s=done.times_s,
     )
 

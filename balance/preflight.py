@@ -14,15 +14,16 @@ from balance.data.clip_ids import refuse_seeds_in_eval
 from balance.data.config import Ids
 from balance.errors import UserError
 from balance.records import Index
+from balance.runtime.remote import AnyPath
 from balance.search import candidates
 from balance.search.config import SearchConfig
 
 log = logging.getLogger(__name__)
 
 
-def check_root(root: Path) -> None:
-    """UserError where the folder of the indexes is none."""
-    if not root.is_dir():
+def check_root(root: AnyPath) -> None:
+    """UserError where the folder of the indexes is none. Behind a URL what is read of it will show."""
+    if isinstance(root, Path) and not root.is_dir():
         raise UserError(f"dataset.root={root}: there is no such folder; type the folder with the index files")
 
 

@@ -33,8 +33,8 @@ LEVEL = {name: -number for number, names in enumerate(LEVELS) for name in names}
 KEYS = {module for module in MODULES if module.endswith(".config")} | {"encoders.precision"}
 COMMANDS = {*LEVELS[0][1:-1], "probe.__main__"}
 # What a decoder process imports must start in a fifth of a second.
-LIGHT = {"audio.decode", "audio.decoder_process", "data.media", "runtime.child"}
-HEAVY = {"torch", "hydra", "faiss", "matplotlib", "pandas", "pyarrow", "scipy", "ray", "transformers", "av"}
+LIGHT = {"audio.decode", "audio.decoder_process", "data.media", "runtime.child", "runtime.remote"}
+HEAVY = {"torch", "hydra", "faiss", "matplotlib", "pandas", "pyarrow", "scipy", "ray", "transformers", "av", "fsspec"}
 HOME = {
     "hydra": {"config", "config_errors"},
     "omegaconf": {"config", "config_errors"},
@@ -43,6 +43,7 @@ HOME = {
     "ray": {"engine.ray"},
     "transformers": {"encoders.transformers"},
     "sklearn": set(),
+    "fsspec": {"runtime.remote"},
 }
 
 

@@ -28,6 +28,7 @@ from balance.audio.sound_file import Undecodable
 from balance.data import media
 from balance.errors import UserError
 from balance.runtime.child import follow_parent
+from balance.runtime.remote import LIMIT_S, Unreachable, is_url
 
 _MODULE = "balance.audio.decoder_process"
 _START_LIMIT_S = 120.0  # imports from a cold network file system take their time
@@ -37,8 +38,8 @@ _START_LIMIT_S = 120.0  # imports from a cold network file system take their tim
 class DecodeSettings:
     """What a decoder process needs to know; crosses the process border as JSON.
 
-    windows: whether the encoder hears the whole clip mixed, at `sample_rate_hz` (None: the file's), in windows of
-    `max_duration_s` (None: any length); else VIP-ANT's crop of `max_frames`.
+    media_root: a folder, or its URL; windows: whether the encoder hears the whole clip mixed, at `sample_rate_hz`
+    (None: the file's), in windows of `max_duration_s` (None: any length); else VIP-ANT's crop of `max_frames`.
     """
 
     media_root: str
@@ -52,10 +53,16 @@ class DecodeSettings:
     sample_rate_hz: int | None = None
     max_duration_s: float | None = None
 
+    @property
+    def fetch_limit_s(self) -> float:
+        """Seconds beyond those of decoding that a clip may take until a server has answered."""
+        return LIMIT_S if is_url(self.media_root) else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One clip to decode. `path` is its key; `offset`, `size` its place in a container (else −1)."""
+    """One clip to decode. `path` is its key; `offset`, `size` its place in a container, else −1 and its file's size
+    when it was listed (−1: unknown)."""
 
     id: str
     path: str
@@ -158,6 +165,8 @@ class _Decoder:
         """The answer's line, and the samples' bytes where they do not fit into the slot."""
         try:
             wave = self._piece(request)
+        except Unreachable as error:
+            return {"unreachable": str(error)}, b""
         except Undecodable as error:
             return {"reason": error.reason, "detail": error.detail}, b""
         except OSError as error:

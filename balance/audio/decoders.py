@@ -2,9 +2,10 @@
 
 The samples lie in the slots of one shared memory block. A decoder that dies or hangs costs its own clip only: it is
 replaced and the clip becomes `undecodable` (one that died is first tried once more, since the kernel's memory killer
-may have picked an innocent). One thread of the parent minds one process; a thread takes a slot before it takes a job,
-so the oldest job always has a slot and waiting for results in order cannot deadlock. The price of the order: one slow
-clip holds up those behind it, for as long as there are slots.
+may have picked an innocent). A server that does not answer is no clip's fault: `Unreachable` ends the results. One
+thread of the parent minds one process; a thread takes a slot before it takes a job, so the oldest job always has a slot
+and waiting for results in order cannot deadlock. The price of the order: one slow clip holds up those behind it, for as
+long as there are slots.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import numpy.typing as npt
 from balance.audio.decode import kept_samples
 from balance.audio.decoder_process import DecoderProcess, DecodeSettings, Job
 from balance.errors import UserError
+from balance.runtime.remote import Unreachable
 
 _START_ATTEMPTS = 5  # of a decoder that is killed each time
 
@@ -80,7 +82,7 @@ class DecoderPool:
     ) -> None:
         self._settings = settings
         self._jobs = jobs
-        self._timeout_s = clip_timeout_s
+        self._timeout_s = clip_timeout_s + settings.fetch_limit_s
         size = settings.slot_bytes * settings.num_slots
         self._fd = _anonymous_memory(size)
         self._memory = mmap.mmap(self._fd, size)
@@ -201,6 +203,8 @@ class DecoderPool:
                     raise
                 if attempt == 2:
                     return Undecoded("undecodable", "the decoder process died")
+        if "unreachable" in answer:
+            raise Unreachable(answer["unreachable"])
         if "reason" in answer:
             return Undecoded(answer["reason"], answer["detail"])
         if payload:

@@ -24,12 +24,13 @@ from balance.data.vipant_index import label_sums
 from balance.errors import UserError
 from balance.records import Float64, Index, Labels
 from balance.runtime.files import atomic_text
+from balance.runtime.remote import AnyPath
 from balance.runtime.wording import listed
 
 log = logging.getLogger(__name__)
 
 
-def read_ast_json(path: Path, *, media: Path, label_map: Path) -> Index:
+def read_ast_json(path: AnyPath, *, media: AnyPath, label_map: AnyPath) -> Index:
     """AST's data file. A clip's id is the name of its `wav` without folder and suffix (and without the
     `.p0` of VIP-ANT's gold files); `entries` are those of its list.
 
@@ -56,7 +57,7 @@ def read_ast_json(path: Path, *, media: Path, label_map: Path) -> Index:
             raise UserError(f"{where}: half of a surrogate pair (\\ud800 and the like): not text") from None
         wav = relative_path(entry["wav"], media)
         if wav is None:
-            raise UserError(f"{where}: {outside(media, os.path.join(media, entry['wav']))}")
+            raise UserError(f"{where}: {outside(media, os.path.join(str(media), entry['wav']))}")
         names = [name for name in entry.get("labels", "").split(",") if name]
         if not known >= set(names):
             unknown = next(name for name in names if name not in known)
@@ -76,7 +77,7 @@ def read_ast_json(path: Path, *, media: Path, label_map: Path) -> Index:
     )
 
 
-def _say_where_labels_are_absent(path: Path, entries: list[dict[str, Any]]) -> None:
+def _say_where_labels_are_absent(path: AnyPath, entries: list[dict[str, Any]]) -> None:
     """UserError where no entry has `labels`; a warning where some have none."""
     num_absent = sum("labels" not in entry for entry in entries)
     if num_absent == len(entries):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from balance.runtime.keys import key
+from balance.runtime.remote import AnyPath, check_url
 
 
 class Format(Enum):
@@ -64,8 +65,8 @@ class DatasetConfig:
     format: Format = key(
         Format.vipant, "vipant, ast_json, parquet, webdataset, segments, embeddings or folder", common=True
     )
-    root: str | None = key(None, "folder with the index files and the media (required)", common=True)
-    media: str | None = key(None, "folder of the media, if elsewhere than dataset.root", common=True)
+    root: str | None = key(None, "folder or URL (s3://…) of the index files and the media (required)", common=True)
+    media: str | None = key(None, "folder or URL of the media, if elsewhere than dataset.root", common=True)
     balanced: str = key("balanced_train_segments", "the seeds: an index's name or path", common=True)
     unbalanced: str = key("unbalanced_train_segments", "the pool to choose from", common=True)
     eval: str | None = key("eval_segments", "the clips that must never be chosen; null: no guard", common=True)
@@ -76,13 +77,15 @@ class DatasetConfig:
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ValueError(f"dataset.name={self.name}: a name for folders, without slashes")
+        for name in ("root", "media", "balanced", "unbalanced", "eval", "ontology"):
+            check_url(f"dataset.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MediaSource:
     """Where clips' bytes lie: the media root, `dataset.format`, and the names of parquet columns."""
 
-    root: Path
+    root: AnyPath
     format: Format
     columns: ColumnsConfig
 

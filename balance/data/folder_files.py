@@ -17,17 +17,18 @@ import pyarrow as pa
 
 from balance.data.clip_ids import id_array, id_of_path, refuse_duplicates
 from balance.data.containers import relative
-from balance.data.locate import NoSuchIndex, candidates
+from balance.data.locate import NoSuchIndex, candidates, folder_names
 from balance.data.media import ALL_AUDIO, FFMPEG_SUFFIXES, is_clutter
 from balance.errors import UserError
 from balance.records import Index, Labels
 from balance.runtime.files import atomic_text
+from balance.runtime.remote import AnyPath, RemotePath
 from balance.runtime.wording import listed
 
 log = logging.getLogger(__name__)
 
 
-def read_folder(root: Path, media: Path, value: str, *, with_labels: bool) -> Index:
+def read_folder(root: AnyPath, media: AnyPath, value: str, *, with_labels: bool) -> Index:
     """The audio files under a folder as an index; NoSuchIndex where there is no such folder.
 
     value: a name under the root or the media root, or a path; with_labels: whether class folders are labels.
@@ -38,7 +39,7 @@ def read_folder(root: Path, media: Path, value: str, *, with_labels: bool) -> In
         raise NoSuchIndex(f"no folder {value!r} (looked for {' and '.join(map(str, places))}). {_existing(root)}")
     prefix = relative(media, folder)
     others: Counter[str] = Counter()
-    names = list(_walk(str(folder), "", (), others))
+    names = _walk_remote(folder, others) if isinstance(folder, RemotePath) else list(_walk(str(folder), "", (), others))
     if others:
         said = [f"{count:,} {suffix or 'without suffix'}" for suffix, count in sorted(others.items())]
         log.info("%s: left out, for their suffixes are not of audio: %s", folder, listed(said, 12))
@@ -90,10 +91,24 @@ def _without_twins(names: list[str]) -> list[str]:
     return kept
 
 
-def _existing(root: Path) -> str:
+def _walk_remote(folder: RemotePath, others: Counter[str]) -> list[str]:
+    """What `_walk` would give of the same files on disk, in its order."""
+    found = []
+    for parts in sorted(path.split("/") for path in folder.walk()):
+        suffix = os.path.splitext(parts[-1])[1].lower()
+        if any(name.startswith(".") or is_clutter(name) for name in parts):
+            continue
+        if suffix[1:] in ALL_AUDIO:
+            found.append("/".join(parts))
+        else:
+            others[suffix] += 1
+    return found
+
+
+def _existing(root: AnyPath) -> str:
     if not root.is_dir():
         return f"There is no folder {root}."
-    names = sorted(f"{p.name}/" for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    names = sorted(f"{name}/" for name in folder_names(root) if not name.startswith("."))
     return f"There are: {listed(names, 12)}."
 
 

@@ -26,11 +26,12 @@ from balance.data.segments import looked_for, match, to_index, wanted
 from balance.data.vipant_index import index_weights, write_weights
 from balance.errors import UserError
 from balance.records import Index, Int64, Labels
+from balance.runtime.remote import AnyPath
 
 log = logging.getLogger(__name__)
 
 
-def read_split(format: Format, value: str, *, root: Path, media: Path, columns: ColumnsConfig) -> Index:
+def read_split(format: Format, value: str, *, root: AnyPath, media: AnyPath, columns: ColumnsConfig) -> Index:
     """One split as columns; paths are keys relative to `media` (`balance.data.media` opens them).
 
     value: `dataset.balanced` or its like. NoSuchIndex where there is none; UserError for everything wrong with it.
@@ -54,7 +55,7 @@ def read_split(format: Format, value: str, *, root: Path, media: Path, columns: 
     return index
 
 
-def _read_segments(path: Path, media: Path) -> Index:
+def _read_segments(path: AnyPath, media: AnyPath) -> Index:
     segments = read_list(path)
     sought = wanted([segments])
     found = scan(media, sought)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,6 +20,7 @@ import pyarrow.json
 
 from balance.errors import UserError
 from balance.records import Int64
+from balance.runtime.remote import AnyPath
 
 BLOCK_BYTES = 64 << 20
 _JSON_BLANKS = " \t"  # Python's strip takes more, such as U+2028, which json.loads refuses
@@ -28,7 +28,7 @@ _JSON_BLANKS = " \t"  # Python's strip takes more, such as U+2028, which json.lo
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 
 
-def parse(path: Path, data: Bytes, schema: pa.Schema) -> tuple[pa.Table, pa.LargeBinaryArray]:
+def parse(path: AnyPath, data: Bytes, schema: pa.Schema) -> tuple[pa.Table, pa.LargeBinaryArray]:
     """(a column per key of the schema, null where an object lacks it; the lines without their line ends).
 
     data: the file's bytes, changed in place: its line ends (LF or CRLF) are closed up. schema: strings and lists of
@@ -78,7 +78,7 @@ def _blocks(starts: Int64, size: int) -> Iterator[range]:
         first = stop
 
 
-def _parse_block(path: Path, data: Bytes, starts: Int64, ends: Int64, rows: range, schema: pa.Schema) -> pa.Table:
+def _parse_block(path: AnyPath, data: Bytes, starts: Int64, ends: Int64, rows: range, schema: pa.Schema) -> pa.Table:
     """The table of these lines."""
     at, to = starts[rows.start : rows.stop], ends[rows.start : rows.stop]
     # A line with two records would go unseen if another record spread over two lines; no such record has all its
@@ -111,7 +111,7 @@ def _parse_fast(block: Bytes, schema: pa.Schema) -> pa.Table | None:
     return None if any(pc.list_flatten(column).null_count for column in lists) else table
 
 
-def _parse_line_by_line(path: Path, lines: list[bytes], first: int, schema: pa.Schema) -> pa.Table:
+def _parse_line_by_line(path: AnyPath, lines: list[bytes], first: int, schema: pa.Schema) -> pa.Table:
     columns: dict[str, list[Any]] = {name: [] for name in schema.names}
     for number, line in enumerate(lines, first):
         record = _record(f"{path} line {number}", line, schema)

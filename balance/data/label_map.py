@@ -7,20 +7,21 @@ serve messages and pages where there is no ontology.
 from __future__ import annotations
 
 import csv
+import io
 import logging
-from pathlib import Path
 
 from balance.errors import UserError
+from balance.runtime.remote import AnyPath
 
 log = logging.getLogger(__name__)
 
 LABEL_MAP = "class_labels_indices.csv"
 
 
-def read_label_map(path: Path) -> dict[str, str]:
+def read_label_map(path: AnyPath) -> dict[str, str]:
     """Label id -> display name (the id where there is none), in the order of the indices. UserError if it is no map."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with io.TextIOWrapper(path.open("rb"), encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; ast_json needs AST's label map (index,mid,display_name)") from None
@@ -38,7 +39,7 @@ def read_label_map(path: Path) -> dict[str, str]:
     return labels
 
 
-def read_label_names(root: Path) -> tuple[dict[str, str], Path | None]:
+def read_label_names(root: AnyPath) -> tuple[dict[str, str], AnyPath | None]:
     """(label id -> name, the file), of the map under the root; nothing where there is none, or none that can be read:
     only names depend on it here."""
     path = root / LABEL_MAP

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from balance.data.media import is_clutter
 from balance.errors import UserError
+from balance.runtime.remote import AnyPath, RemotePath, is_url, place
 from balance.runtime.wording import listed
 
 _NOT_AN_INDEX = re.compile(r"_weight$|^ids_|^class_labels_indices$|^augmented_k\d+$")
@@ -20,24 +21,45 @@ class NoSuchIndex(UserError):
     """There is no file for a split: of the eval list this is only worth a warning."""
 
 
-def candidates(root: Path, value: str, suffixes: tuple[str, ...]) -> list[Path]:
+def candidates(root: AnyPath, value: str, suffixes: tuple[str, ...]) -> list[AnyPath]:
     """Where a split's value may lie, the first choice first."""
-    places = [root / value]
+    if is_url(value):
+        return [place(value)]
+    places: list[AnyPath] = [root / value]
     if "/" in value or value.endswith(suffixes):
         places.insert(0, Path(value))
     return list(dict.fromkeys(places))
 
 
-def one_file(root: Path, value: str, suffix: str) -> Path:
+def one_file(root: AnyPath, value: str, suffix: str) -> AnyPath:
     """The file `value`, or `value` with the suffix. NoSuchIndex says where it was looked for and what is there."""
-    places = [p if p.name.endswith(suffix) else Path(f"{p}{suffix}") for p in candidates(root, value, (suffix,))]
+    places = [with_suffix(path, suffix) for path in candidates(root, value, (suffix,))]
     for path in places:
         if path.is_file():
             return path
     raise NoSuchIndex(f"{' and '.join(map(str, places))}: no such index file. {existing_indexes(root, suffix)}")
 
 
-def index_file(root: Path, value: str) -> Path:
+def with_suffix(path: AnyPath, suffix: str) -> AnyPath:
+    """The path, its name ending in this suffix."""
+    return path if path.name.endswith(suffix) else type(path)(f"{path}{suffix}")
+
+
+def file_names(folder: AnyPath) -> list[str]:
+    """The names of the files in a folder, unsorted; none where there is no such folder."""
+    if isinstance(folder, RemotePath):
+        return folder.names("file")
+    return [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+
+
+def folder_names(folder: AnyPath) -> list[str]:
+    """The names of the folders in a folder, unsorted; none where there is no such folder."""
+    if isinstance(folder, RemotePath):
+        return folder.names("directory")
+    return [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+
+
+def index_file(root: AnyPath, value: str) -> AnyPath:
     """The file of a VIP-ANT index: a bare name X means src_X.csv, else src_full_X.csv, else X.csv under the root.
 
     NoSuchIndex says where it was looked for and what is there.
@@ -53,14 +75,14 @@ def index_file(root: Path, value: str) -> Path:
     )
 
 
-def existing_indexes(root: Path, suffix: str = ".csv") -> str:
+def existing_indexes(root: AnyPath, suffix: str = ".csv") -> str:
     """One sentence that lists the index files in a folder, for messages."""
     if not root.is_dir():
         return f"There is no folder {root}."
     names = [
-        p.name
-        for p in root.iterdir()
-        if p.suffix == suffix and not _NOT_AN_INDEX.search(p.stem) and not is_clutter(p.name)
+        name
+        for name in file_names(root)
+        if name.endswith(suffix) and not _NOT_AN_INDEX.search(name.removesuffix(suffix)) and not is_clutter(name)
     ]
     if not names:
         return f"There is no index in {root}: python -m balance.index makes one."

@@ -1,6 +1,7 @@
 """A clip's key -> its bytes: a file under the media root, or a member of a container, read in place.
 
-The decoder processes import this, so it is standard library alone (pyarrow only where the media are parquet). Keys:
+The decoder processes import this, so it is standard library alone (pyarrow only where the media are parquet, fsspec
+only where they lie behind a URL). Keys:
 a path relative to the media root; `shard-00012.tar: abc.flac` with its place in the tar; `train-3.parquet row 118`.
 A parquet row group is streamed forward and the reader keeps its place: clips come in order, so a process unpacks each
 once; going back starts the row group anew.
@@ -8,11 +9,15 @@ once; going back starts the row group anew.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, BinaryIO
+
+from balance.runtime.remote import AnyPath, RemotePath, Unreachable, place
 
 PARQUET_BATCH_ROWS = 32
 _ROW = ".parquet row "
@@ -67,13 +72,15 @@ def container(format: str, path: str) -> str:
     return path
 
 
-def relative_path(path: str, media_root: str | os.PathLike[str] | None) -> str | None:
+def relative_path(path: str, media_root: str | AnyPath | None) -> str | None:
     """A path relative to the media root, written plainly (`./x/../y` is `y`); None where it leads outside.
 
     media_root: under which an absolute path may lie. Links are not followed: one inside the media root may lead
     anywhere.
     """
     plain = os.path.normpath(path)
+    if isinstance(media_root, RemotePath):
+        media_root = None
     if os.path.isabs(plain) and media_root is not None:
         plain = os.path.relpath(plain, os.path.abspath(media_root))
     return None if os.path.isabs(plain) or plain.split("/", 1)[0] == ".." else plain
@@ -85,29 +92,35 @@ def is_clutter(path: str) -> bool:
     return name.startswith("._") or name == ".DS_Store" or "__MACOSX" in path.split("/")
 
 
-class MediaReader:
-    """Opens clips by their keys. A decoder process makes one and keeps it, for the place in a parquet file.
+def parquet_source(file: AnyPath) -> Path | BinaryIO:
+    """What Arrow opens as a parquet file."""
+    return file if isinstance(file, Path) else file.open()
 
-    media_root: a folder; format: the value of `dataset.format`; columns: names of the parquet columns (`audio` is
-    used).
+
+class MediaReader:
+    """Opens clips by their keys. A decoder process makes one and keeps it, for the place in a parquet file and the
+    connection to a server.
+
+    media_root: a folder, or its URL; format: the value of `dataset.format`; columns: names of the parquet columns
+    (`audio` is used).
     """
 
     def __init__(self, media_root: str, format: str, columns: Mapping[str, str]) -> None:
-        self._media_root, self._format, self._columns = media_root, format, columns
+        self._media_root, self._format, self._columns = place(media_root), format, columns
         self._parquet: _ParquetColumn | None = None  # of the file that the clips come from now
 
     def open(self, path: str, offset: int, size: int) -> str | BinaryIO:
         """A path, or an open binary file to close, with the audio of the clip whose key is `path`.
 
-        offset, size: bytes, its place in a tar (else −1). Raises OSError whose strerror names container and member,
-        and no folder.
+        offset, size: bytes, its place in a tar; else −1 and the size of its file when it was listed, −1 where unknown.
+        Raises OSError whose strerror names container and member, and no folder; Unreachable.
         """
-        file = os.path.join(self._media_root, container(self._format, path))
+        file = self._media_root / container(self._format, path)
         if self._format == "webdataset":
             return _read_member(file, path, offset, size)
         if self._format == "parquet":
-            return self._read_row(file, path, int(path[path.rindex(_ROW) + len(_ROW) :]))
-        return file
+            return self._read_row(file, path, int(path[path.rindex(_ROW) + len(_ROW) :]), size)
+        return _whole_file(file, size)
 
     def close(self) -> None:
         """Closes the parquet file, if one is open."""
@@ -115,12 +128,16 @@ class MediaReader:
             self._parquet.close()
             self._parquet = None
 
-    def _read_row(self, file: str, path: str, row: int) -> str | BinaryIO:
+    def _read_row(self, file: AnyPath, path: str, row: int, size: int) -> str | BinaryIO:
         try:
             if self._parquet is None or self._parquet.file != file:
                 self.close()
-                self._parquet = _ParquetColumn(file, self._columns["audio"])
+                with _listed(file, size):
+                    self._parquet = _ParquetColumn(file, self._columns["audio"])
             data, name = self._parquet.read(row)
+        except Unreachable:
+            self.close()
+            raise
         except Exception as error:  # over a damaged file Arrow raises nearly everything
             self.close()
             # Not Arrow's own words, which hold paths.
@@ -133,20 +150,21 @@ class MediaReader:
         plain = relative_path(name, self._media_root)
         if plain is None:
             raise _fail(path, "the row has no bytes, and its path leads outside dataset.media")
-        if not os.path.isfile(os.path.join(self._media_root, plain)):
+        named = self._media_root / plain
+        if not named.is_file():
             raise _fail(path, f"the row has no bytes, and there is no file {plain} under dataset.media")
-        return os.path.join(self._media_root, plain)
+        return _whole_file(named, -1)
 
 
 class _ParquetColumn:
     """Forward reading of the audio column of one parquet file."""
 
-    def __init__(self, file: str, column: str) -> None:
+    def __init__(self, file: AnyPath, column: str) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         self.file = file
-        self._parquet = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
+        self._parquet = pq.ParquetFile(parquet_source(file), buffer_size=1 << 20, pre_buffer=False)
         kind = self._parquet.schema_arrow.field(column).type
         self._is_struct = pa.types.is_struct(kind)
         names = {field.name for field in kind} if self._is_struct else set()
@@ -187,9 +205,34 @@ def _fail(path: str, why: str) -> OSError:
     return OSError(errno.EIO, f"{os.path.basename(path)}: {why}")
 
 
-def _read_member(file: str, path: str, offset: int, size: int) -> BinaryIO:
-    if size < 0:
+def _whole_file(file: AnyPath, size: int) -> str | BinaryIO:
+    """A path on disk; what lies behind a URL is fetched at once. size: in bytes, −1 where unknown."""
+    if isinstance(file, Path):
+        return str(file)
+    with _listed(file, size):
+        return io.BytesIO(file.read_bytes(size))
+
+
+@contextlib.contextmanager
+def _listed(file: AnyPath, size: int) -> Iterator[None]:
+    """A remote file that is gone since it was listed stops the run: it may be its whole bucket. size: in bytes, when it
+    was listed; −1 where it was not."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if not isinstance(file, RemotePath):
+            raise
+        if size < 0:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
+        raise Unreachable(f"{file} was there when it was listed and is gone: run the same command again") from None
+
+
+def _read_member(file: AnyPath, path: str, offset: int, size: int) -> BinaryIO:
+    if offset < 0:
         raise _fail(path, "the shard has no audio of this key")
+    if isinstance(file, RemotePath):
+        with _listed(file, size):
+            return io.BytesIO(file.read_range(offset, offset + size))
     try:
         descriptor = os.open(file, os.O_RDONLY)
     except OSError as error:

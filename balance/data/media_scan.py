@@ -1,4 +1,4 @@
-"""A media folder -> which of the listed clips lie where: one walk with scandir, no stat.
+"""A media folder -> which of the listed clips lie where: one walk with scandir, no stat; behind a URL one listing.
 
 In: the root and the listed segments by id. Out: `Found`, columns by the number of the id. Two layouts: VIP-ANT's
 `{dir}/aclip/{id}.{rest}` with `{dir}/frame/…` beside it (a name is split at its first dot; the rest of a gold file
@@ -24,6 +24,7 @@ import numpy as np
 from balance.data.media import ALL_AUDIO, AUDIO_SUFFIXES, is_clutter
 from balance.data.media_names import Wanted, find_clip
 from balance.records import Int32, Int64
+from balance.runtime.remote import AnyPath, RemotePath
 
 IMAGE_SUFFIXES = frozenset({"jpeg", "jpg", "png", "webp"})
 GOLD = "p0."
@@ -87,12 +88,14 @@ class _Seen:
         self.rests.append(rest)
 
 
-def scan(root: Path, wanted: Wanted, *, skip: Path | None = None) -> Found:
+def scan(root: AnyPath, wanted: Wanted, *, skip: Path | None = None) -> Found:
     """Walk the tree once; `skip` is a folder not to enter (the one being written, if it lies inside).
 
     Links to folders are followed, except to a folder that the walk is inside of. Where `skip` is the root itself,
     gold files that are links into it are not seen: an earlier run made them.
     """
+    if isinstance(root, RemotePath):
+        return _scan_remote(root, wanted)
     top = os.path.realpath(root)
     skipped = os.path.realpath(skip) if skip is not None else None
     walk = _Walk(wanted, top if skipped == top else None)
@@ -104,12 +107,32 @@ def scan(root: Path, wanted: Wanted, *, skip: Path | None = None) -> Found:
     return walk.found()
 
 
+def _scan_remote(root: RemotePath, wanted: Wanted) -> Found:
+    walk = _Walk(wanted, None)
+    names_in: dict[str, list[str]] = {}
+    for path in sorted(root.walk()):
+        relative, _, name = path.rpartition("/")
+        names_in.setdefault(relative, []).append(name)
+    for relative, names in names_in.items():
+        folder = _Folder(relative, "", ())
+        walk.begin(folder)
+        for name in names:
+            if not is_clutter(name):
+                walk.add(name, folder)
+    return walk.found()
+
+
 class _Folder(NamedTuple):
     """A folder of the walk: its path as seen from the root, its real path, the folders that links were taken in."""
 
     relative: str
     real: str
     left: tuple[str, ...]
+
+    @property
+    def base(self) -> str:
+        """Its own name."""
+        return self.relative.rpartition("/")[2]
 
     def path(self, name: str) -> str:
         """A name in this folder, relative to the root."""
@@ -141,28 +164,37 @@ class _Walk:
 
     def enter(self, folder: _Folder) -> list[_Folder]:
         """Take in one folder's files; returns its sub-folders."""
-        parent, _, base = folder.relative.rpartition("/")
-        self._folders.append(parent)
-        self._has_frames |= base == "frame"
-        is_gold = base in self._gold
+        self.begin(folder)
+        may_be_own = folder.base == "frame" or folder.base in self._gold
         below: list[_Folder] = []
         with os.scandir(folder.real) as entries:
             for entry in entries:
                 name = entry.name
                 if entry.is_dir(follow_symlinks=False):
                     below.append(_Folder(folder.path(name), entry.path, folder.left))
-                elif is_clutter(name) or ((is_gold or base == "frame") and self._is_own_link(entry)):
+                elif is_clutter(name) or (may_be_own and self._is_own_link(entry)):
                     continue
-                elif base == "frame":
-                    self._add_frame(name)
-                elif name.rpartition(".")[2].lower() in ALL_AUDIO:
-                    if not is_gold or name.count(".") == 1:
-                        self._add_flat(name, folder)
-                    else:
-                        self._add_gold(name, folder, base)
-                elif (linked := folder.behind(entry)) is not None:
+                elif not self.add(name, folder) and (linked := folder.behind(entry)) is not None:
                     below.append(linked)
         return below
+
+    def begin(self, folder: _Folder) -> None:
+        """The files that follow are of this folder."""
+        self._folders.append(folder.relative.rpartition("/")[0])
+        self._has_frames |= folder.base == "frame"
+
+    def add(self, name: str, folder: _Folder) -> bool:
+        """Take in one file; returns whether its name is one of media."""
+        base = folder.base
+        if base == "frame":
+            self._add_frame(name)
+        elif name.rpartition(".")[2].lower() not in ALL_AUDIO:
+            return False
+        elif base not in self._gold or name.count(".") == 1:
+            self._add_flat(name, folder)
+        else:
+            self._add_gold(name, folder, base)
+        return True
 
     def _is_own_link(self, entry: os.DirEntry[str]) -> bool:
         return (

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
 from balance.errors import UserError
 from balance.records import Index, Int64
+from balance.runtime.remote import AnyPath
 
 _NAMES_SHOWN = 5
 
@@ -24,7 +24,7 @@ def refuse_missing(
     missing: Int64,
     *,
     max_missing: float,
-    media_root: Path,
+    media_root: AnyPath,
     names: Mapping[str, str],
 ) -> None:
     """UserError if more than `max_missing` (a share, 0 to 1) of a split's listed files are missing.

@@ -15,17 +15,18 @@ from typing import Any
 from balance.data.label_map import read_label_names
 from balance.errors import UserError
 from balance.runtime.files import write_json
+from balance.runtime.remote import AnyPath, place
 
 _OURS = "named by python -m balance.index"
 MAX_LEVELS = 1000  # AudioSet has 6; each level costs memory for every label below it
 
 
-def ontology_file(given: str | None, root: Path) -> Path:
+def ontology_file(given: str | None, root: AnyPath) -> AnyPath:
     """`dataset.ontology`, else `ontology.json` under the root; it need not exist."""
-    return Path(given).expanduser() if given else root / "ontology.json"
+    return place(given) if given else root / "ontology.json"
 
 
-def read_ontology(given: str | None, root: Path) -> tuple[dict[str, str], Path | None]:
+def read_ontology(given: str | None, root: AnyPath) -> tuple[dict[str, str], AnyPath | None]:
     """(label id -> name, the file): of `dataset.ontology`, else of `ontology.json` under the root if it exists, else of
     the label map there.
 
@@ -40,7 +41,7 @@ def read_ontology(given: str | None, root: Path) -> tuple[dict[str, str], Path |
     return {str(entry["id"]): str(entry["name"]) for entry in _entries(path)}, path
 
 
-def read_parents(path: Path) -> dict[str, list[str]]:
+def read_parents(path: AnyPath) -> dict[str, list[str]]:
     """Label id -> ids of its parents, from an ontology's `child_ids`; empty without a file or without children."""
     parents: dict[str, list[str]] = {}
     children: dict[str, list[str]] = {}
@@ -52,7 +53,7 @@ def read_parents(path: Path) -> dict[str, list[str]]:
     return parents
 
 
-def _entries(path: Path) -> list[dict[str, Any]]:
+def _entries(path: AnyPath) -> list[dict[str, Any]]:
     """The objects of the file, each with a name, an id and, if any, a list of children, all of them text."""
     wanted = "an ontology is a JSON list of objects with id and name, as AudioSet's ontology.json"
     try:
@@ -78,7 +79,7 @@ def _entries(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _refuse_depth(path: Path, parents: dict[str, list[str]], children: dict[str, list[str]]) -> None:
+def _refuse_depth(path: AnyPath, parents: dict[str, list[str]], children: dict[str, list[str]]) -> None:
     """UserError for more than MAX_LEVELS. Each label is entered once, from a root where there is one."""
     seen: set[str] = set()
     for start in sorted(children, key=lambda id: id in parents):

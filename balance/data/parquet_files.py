@@ -22,9 +22,10 @@ from balance.data.vipant_index import labels_from_lists
 from balance.errors import UserError, damage_named
 from balance.records import Index, Labels
 from balance.runtime.files import atomic
+from balance.runtime.remote import AnyPath
 
 
-def read_parquet(media_root: Path, value: str, columns: ColumnsConfig) -> Index:
+def read_parquet(media_root: AnyPath, value: str, columns: ColumnsConfig) -> Index:
     """Rows of parquet files (Hugging Face style) as an index, in the order of files and rows.
 
     id: string; audio: struct<bytes: binary, path: string>, one of the two, or binary; labels: list of strings, ids or
@@ -33,7 +34,8 @@ def read_parquet(media_root: Path, value: str, columns: ColumnsConfig) -> Index:
     ids, paths, labels = [], [], []
     for file in find(media_root, value, ".parquet"):
         name = relative(media_root, file)
-        with damage_named(f"{file}: not a complete parquet file"), pq.ParquetFile(file) as parquet:
+        source = media.parquet_source(file)
+        with damage_named(f"{file}: not a complete parquet file"), pq.ParquetFile(source) as parquet:
             _check_columns(file, parquet.schema_arrow, columns)
             table = parquet.read([column for column in (columns.id, columns.labels) if column is not None])
             table.validate(full=True)
@@ -49,7 +51,7 @@ def read_parquet(media_root: Path, value: str, columns: ColumnsConfig) -> Index:
     return Index(f"{value}.parquet", all_ids, pa.array(paths, type=pa.string()), of_all)
 
 
-def _label_lists(file: Path, table: pa.Table, column: str | None) -> list[pa.Array]:
+def _label_lists(file: AnyPath, table: pa.Table, column: str | None) -> list[pa.Array]:
     """The labels of one file, as arrays of list<string>; UserError where a label is null."""
     kind = pa.list_(pa.string())
     if column is None:
@@ -85,7 +87,7 @@ def _is_audio(kind: pa.DataType) -> bool:
     return _is_bytes(fields.get("bytes", pa.null())) or _is_text(fields.get("path", pa.null()))
 
 
-def _check_columns(file: Path, schema: pa.Schema, columns: ColumnsConfig) -> None:
+def _check_columns(file: AnyPath, schema: pa.Schema, columns: ColumnsConfig) -> None:
     wanted = {
         "id": (columns.id, _is_text, "string"),
         "audio": (columns.audio, _is_audio, "struct<bytes: binary, path: string> or binary"),

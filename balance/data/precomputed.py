@@ -22,6 +22,7 @@ from balance.data.vector_files import open_npy, spool_folder, spool_parquet
 from balance.data.vipant_index import read_index
 from balance.errors import UserError
 from balance.records import Index, Labels, Strings
+from balance.runtime.remote import AnyPath, RemotePath, is_url
 from balance.runtime.wording import listed
 
 SUFFIXES = (".npy", ".parquet", ".csv")
@@ -41,7 +42,7 @@ class PrecomputedSplit:
     sha256: str
 
 
-def read_vectors(root: Path, value: str, *, scratch: Path | None = None) -> PrecomputedSplit:
+def read_vectors(root: AnyPath, value: str, *, scratch: Path | None = None) -> PrecomputedSplit:
     """One split. `value` is a bare name under `root`, or a path (with a slash or a known suffix).
 
     scratch: a folder for the temporary copy of what cannot be read in place (None: the system's). NoSuchIndex where
@@ -65,7 +66,7 @@ def read_vectors(root: Path, value: str, *, scratch: Path | None = None) -> Prec
     return PrecomputedSplit(_index(base, path.name, ids), vectors, vectors.sha256())
 
 
-def read_ids(root: Path, value: str) -> Index:
+def read_ids(root: AnyPath, value: str) -> Index:
     """The ids of `dataset.eval`, which needs no vectors: from `{name}.ids.txt`, else `{name}.csv`, else the vectors."""
     base = _base(root, value)
     if (path := Path(f"{base}.ids.txt")).is_file():
@@ -85,7 +86,7 @@ def read_ids(root: Path, value: str) -> Index:
         ) from None
 
 
-def files_beside(root: Path, value: str) -> list[Path]:
+def files_beside(root: AnyPath, value: str) -> list[Path]:
     """The files of a split's ids and index, those that exist."""
     base = _base(root, value)
     paths = (Path(f"{base}{suffix}") for suffix in (".ids.txt", ".csv"))
@@ -100,8 +101,13 @@ def refuse_other_dims(**splits: PrecomputedSplit) -> None:
         raise UserError(f"vectors of different dimensions cannot be compared: {said}. Use one model for all")
 
 
-def _base(root: Path, value: str) -> Path:
+def _base(root: AnyPath, value: str) -> Path:
     """The files' path without suffix: of the first place where there are any, else of the first place."""
+    if isinstance(root, RemotePath) or is_url(value):
+        raise UserError(
+            f"{root}: {value}: vectors (dataset.format=embeddings) are read from disk: copy them there and name the "
+            "folder as dataset.root"
+        )
     bases = [re.sub(_ANY_SUFFIX, "", str(path)) for path in candidates(root, value, SUFFIXES)]
     forms = ("", *SUFFIXES, ".ids.txt")
     return Path(next((base for base in bases if any(os.path.exists(base + form) for form in forms)), bases[0]))

@@ -9,6 +9,7 @@ rows: two million cost 1 GB and seconds, once.
 from __future__ import annotations
 
 import csv
+import io
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +25,7 @@ from balance.data.vipant_index import labels_from_lists
 from balance.errors import UserError
 from balance.records import Labels
 from balance.runtime.files import atomic_text
+from balance.runtime.remote import AnyPath
 
 # The columns in their order, by the names that a header may give them.
 _HEADER_NAMES = (
@@ -59,11 +61,11 @@ class SegmentList:
         return f'{self.ids[row]}, {self.bos[row]}, {self.eos[row]}, "{self.labels[row]}"'
 
 
-def read_list(path: Path) -> SegmentList:
+def read_list(path: AnyPath) -> SegmentList:
     """A list of segments. UserError names the file and the line that is none."""
     rows = _Rows(path)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with io.TextIOWrapper(path.open("rb"), encoding="utf-8-sig", newline="") as file:
             lines = _Lines(file)
             try:
                 for fields in csv.reader(lines, skipinitialspace=True, strict=True):
@@ -108,7 +110,7 @@ class _Readings(dict[str, str]):
 class _Rows:
     """Row after row of one list; the first one decides which columns there are."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: AnyPath) -> None:
         self._path = path
         self._rows = SegmentList(str(path), [], [], [], [])
         self._numbers: list[int] = []

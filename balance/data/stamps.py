@@ -9,6 +9,7 @@ files), on a network disk an answer of its server per file, 16 at a time.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,22 +18,31 @@ import numpy as np
 
 from balance.data import media
 from balance.records import NO_STAMP, Int64, Stamp
+from balance.runtime.remote import AnyPath, RemotePath
 
 _THREADS = 16
 _FILES_AT_ONCE = 1000
 
 
-def file_stamps(media_root: Path, format: str, paths: Any) -> Int64:
+def file_stamps(media_root: AnyPath, format: str, paths: Any) -> Int64:
     """(size in bytes, modification time in ns) of the file of each key (Arrow strings, (n,)); −1, −1 where it is
     missing; (n, 2) int64.
 
     format: the value of `dataset.format`. A link to nowhere counts as missing; a member of a container has its
-    container's stamp.
+    container's stamp. Behind a URL another number, made of the file's ETag or the like, stands for the time.
     """
     names = [media.container(format, path) for path in paths.to_pylist()]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    found = media_root.stamps(numbers) if isinstance(media_root, RemotePath) else _on_disk(media_root, numbers)
+    stamps = np.full((len(numbers), 2), -1, dtype=np.int64)
+    stamps[[numbers[name] for name in found]] = np.array(list(found.values()), dtype=np.int64).reshape(-1, 2)
+    return stamps[[numbers[name] for name in names]]
+
+
+def _on_disk(media_root: Path, names: Iterable[str]) -> dict[str, Stamp]:
+    """The stamps of the files that are there."""
     folders: dict[str, list[str]] = {}
-    for name in numbers:
+    for name in names:
         folders.setdefault(name.rpartition("/")[0], []).append(name)
 
     def listed(folder: str) -> list[str]:
@@ -45,10 +55,8 @@ def file_stamps(media_root: Path, format: str, paths: Any) -> Int64:
     with ThreadPoolExecutor(_THREADS) as threads:
         present = [name for found in threads.map(listed, folders) for name in found]
         chunks = [present[at : at + _FILES_AT_ONCE] for at in range(0, len(present), _FILES_AT_ONCE)]
-        found = [stamp for some in threads.map(look, chunks) for stamp in some]
-    stamps = np.full((len(numbers), 2), -1, dtype=np.int64)
-    stamps[[numbers[name] for name in present]] = np.array(found, dtype=np.int64).reshape(-1, 2)
-    return stamps[[numbers[name] for name in names]]
+        stamps = [stamp for some in threads.map(look, chunks) for stamp in some]
+    return dict(zip(present, stamps, strict=True))
 
 
 def _names_in(folder: Path) -> set[str]:

@@ -27,6 +27,7 @@ from balance.data.vipant_index import labels_from_lists
 from balance.errors import UserError
 from balance.records import Index
 from balance.runtime.files import atomic_text
+from balance.runtime.remote import AnyPath
 from balance.runtime.wording import listed
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ _LIKE_LABELS = (
 )
 
 
-def read_tar(media_root: Path, value: str, labels_key: str | None) -> Index:
+def read_tar(media_root: AnyPath, value: str, labels_key: str | None) -> Index:
     """Members of tar shards (webdataset: `key.flac|mp3|wav…` and `key.json`) as an index, in the order of the shards.
 
     The key is the audio's name up to the last dot, or an earlier one, that leaves a name with a `.json` beside it; it

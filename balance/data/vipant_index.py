@@ -7,6 +7,7 @@ mean: which key names the audio, where it lies, and what no index may hold. Form
 from __future__ import annotations
 
 import codecs
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from balance.data.media import relative_path
 from balance.errors import UserError
 from balance.records import Float64, Index, Labels, Strings
 from balance.runtime.files import atomic, atomic_text
+from balance.runtime.remote import AnyPath
 
 _SCHEMA = pa.schema(
     [
@@ -72,7 +74,7 @@ def write_weights(path: Path, weights: Float64) -> Path:
     return path
 
 
-def read_index(path: Path, media: Path | None = None) -> Index:
+def read_index(path: AnyPath, media: AnyPath | None = None) -> Index:
     """A VIP-ANT index as columns, in the order of its lines. UserError names the file, the line and what is wrong.
 
     media: the media root, under which an absolute `dir` may lie (None: such a one is refused). CRLF line ends and a
@@ -96,12 +98,13 @@ def read_index(path: Path, media: Path | None = None) -> Index:
     return index
 
 
-def _read_bytes(path: Path) -> Bytes:
+def _read_bytes(path: AnyPath) -> Bytes:
     try:
-        size = path.stat().st_size
-        data = np.empty(size, dtype=np.uint8)
         with path.open("rb") as file:
-            got = file.readinto(data.data) if size else 0
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            data = np.empty(size, dtype=np.uint8)
+            got = file.readinto(data.data) if size else 0  # whole, without a second copy
     except FileNotFoundError:
         raise NoSuchIndex(f"{path}: no such index file. {existing_indexes(path.parent)}") from None
     except OSError as error:
@@ -109,7 +112,7 @@ def _read_bytes(path: Path) -> Bytes:
     return data[:got]
 
 
-def _refuse_other_files(path: Path, data: Bytes) -> None:
+def _refuse_other_files(path: AnyPath, data: Bytes) -> None:
     head = data[:4096].tobytes()
     first = head.splitlines()[0] if head else b""
     if head.startswith(codecs.BOM_UTF8):
@@ -130,7 +133,7 @@ def _first_line(mask: pa.Array) -> int:
     return int(pc.index(mask, True).as_py()) + 1
 
 
-def _audio_key(path: Path, table: pa.Table) -> str:
+def _audio_key(path: AnyPath, table: pa.Table) -> str:
     """`aclip` or `clip`. The published loader decides by the first line, so an index must agree with itself."""
     _check_ids(path, _column(table, "id"))
     new, old = (pc.is_valid(_column(table, name)) for name in ("aclip", "clip"))
@@ -147,14 +150,14 @@ def _audio_key(path: Path, table: pa.Table) -> str:
     )
 
 
-def _check_ids(path: Path, ids: Strings) -> None:
+def _check_ids(path: AnyPath, ids: Strings) -> None:
     absent = pc.is_null(ids)
     if pc.any(absent).as_py():
         raise UserError(f"{path} line {_first_line(absent)}: no 'id' in the record")
     check_ids(ids, lambda row: f"{path} line {row + 1}")
 
 
-def _paths(path: Path, table: pa.Table, audio_key: str, media: Path | None) -> Strings:
+def _paths(path: AnyPath, table: pa.Table, audio_key: str, media: AnyPath | None) -> Strings:
     """`{dir}/{key}/{id}.{aclip[0]}`; the folder has the key's name; an empty dir goes with its slash. `./x` and the
     like are written plainly; a path outside the media root is refused."""
     suffixes = _column(table, audio_key)
@@ -175,7 +178,7 @@ def _paths(path: Path, table: pa.Table, audio_key: str, media: Path | None) -> S
     return pc.replace_with_mask(paths, pa.array(mask), pa.array(plain, type=pa.string()))
 
 
-def _plain_path(where: str, given: str, media: Path | None) -> str:
+def _plain_path(where: str, given: str, media: AnyPath | None) -> str:
     if any(letter < " " for letter in given):
         raise UserError(f"{where}: {given!a} is no path: it has control characters in it")
     plain = relative_path(given, media)

@@ -31,7 +31,7 @@ from balance.embed.store import Store
 from balance.embed.store_files import write_confirmed
 from balance.encoders.precision import Precision
 from balance.errors import UserError
-from balance.records import Float32, Float64, Index, Int64, Split
+from balance.records import Float32, Float64, Int64, Split
 from balance.runtime import files
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def compare_in_doubt(store: Store, inventory: Inventory, task: worker.EmbedTask)
         for at in range(0, len(rows), _COMPARED_AT_ONCE):
             some = rows[at : at + _COMPARED_AT_ONCE]
             known = store.facts(inventory.rows[some]).pcm_sha1
-            found = _decode_again(task, inventory.index, some, task.num_workers)
+            found = _decode_again(task, inventory, some, task.num_workers)
             for row, sha1, samples in zip(some, known, found, strict=True):
                 is_same[row] = samples == sha1.tobytes()
                 bar.update()
@@ -91,7 +91,7 @@ def check_reused(store: Store, inventories: Sequence[Inventory], task: worker.Em
     for number, one in enumerate(inventories):
         rows = reused[chosen][reused[chosen, 0] == number, 1]
         known = store.facts(one.rows[rows]).pcm_sha1
-        for row, sha1, samples in zip(rows, known, _decode_again(task, one.index, rows, 8), strict=True):
+        for row, sha1, samples in zip(rows, known, _decode_again(task, one, rows, 8), strict=True):
             if samples != sha1.tobytes():
                 changed.append(one.index.paths[int(row)].as_py())
     if changed:
@@ -101,12 +101,15 @@ def check_reused(store: Store, inventories: Sequence[Inventory], task: worker.Em
         )
 
 
-def _decode_again(task: worker.EmbedTask, index: Index, rows: Int64, num_workers: int) -> Iterator[bytes | None]:
+def _decode_again(
+    task: worker.EmbedTask, inventory: Inventory, rows: Int64, num_workers: int
+) -> Iterator[bytes | None]:
     """The pcm_sha1 of the clip of each of these rows as its file is now, None where it cannot be decoded."""
     if not len(rows):
         return
-    some = index.take(rows)
+    some = inventory.index.take(rows)
     offsets, sizes = some.places()
+    sizes = np.where(offsets < 0, inventory.stamps[rows, 0], sizes)
     jobs = (
         (None, Job(*clip))
         for clip in zip(some.ids.to_pylist(), some.paths.to_pylist(), offsets.tolist(), sizes.tolist(), strict=True)

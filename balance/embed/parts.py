@@ -40,7 +40,8 @@ class Plan:
 
     def jobs(self, part: int) -> list[Job]:
         at = slice(int(self.bounds[part]), int(self.bounds[part + 1]))
-        columns = (self.ids[at].to_pylist(), self.paths[at].to_pylist(), self.offsets[at], self.sizes[at])
+        sizes = np.where(self.offsets[at] < 0, self.stamps[at, 0], self.sizes[at])
+        columns = (self.ids[at].to_pylist(), self.paths[at].to_pylist(), self.offsets[at], sizes)
         return [Job(i, p, int(o), int(s)) for i, p, o, s in zip(*columns, strict=True)]
 
     def __len__(self) -> int:

@@ -20,6 +20,7 @@ from balance.data.media import ALL_AUDIO
 from balance.records import Float64, Index, Int64, Neighbours, Split
 from balance.report import spectrogram
 from balance.report.sound import Clips, Sound, Wave, decode, mp3
+from balance.runtime.remote import AnyPath, RemotePath
 
 SEEDS_PER_PART = 4
 NEIGHBOURS_PER_SEED = 5
@@ -70,15 +71,18 @@ class Links:
     """Where the page finds the media. folder: of the media on this machine; bases: what goes before a clip's path in a
     link, each ending in a slash, the one to try first first."""
 
-    folder: Path
+    folder: AnyPath
     bases: tuple[str, ...]
 
     @staticmethod
-    def to(media: Path, base: str | None, page: Path) -> Links:
-        """media: the media's folder; base: a path or URL to link to instead, or None; page: the folder of the page."""
+    def to(media: AnyPath, base: str | None, page: Path) -> Links:
+        """media: the media's folder or URL; base: a path or URL to link to instead, or None; page: the folder of the
+        page. A browser opens http(s) alone."""
         if base is not None and "://" in base:
             return Links(media, (base.rstrip("/") + "/",))
-        target = Path(media if base is None else base).expanduser().absolute()
+        if base is None and isinstance(media, RemotePath):
+            return Links(media, (f"{media}/",) if media.scheme in ("http", "https") else ())
+        target = Path(str(media) if base is None else base).expanduser().absolute()
         bases = [target.as_uri().rstrip("/") + "/"]
         relative = os.path.relpath(target, page.absolute())
         if relative.split("/").count("..") <= NEAR_LEVELS:
@@ -94,7 +98,7 @@ class Links:
 
     def frame(self, index: Index, row: int) -> str | None:
         """The link to the middle video frame that a VIP-ANT record names, if that file is there."""
-        if index.lines is None:
+        if index.lines is None or not self.bases:
             return None
         record = json.loads(index.lines[row].as_py())
         frames = record.get("frame") if isinstance(record, dict) else None

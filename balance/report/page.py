@@ -22,6 +22,7 @@ from balance.report import figures, html, listening
 from balance.report.sound import Sound
 from balance.results.summary import Summary
 from balance.runtime import files
+from balance.runtime.remote import AnyPath
 from balance.stats import run_stats
 from balance.stats.run_stats import RunStats, SampleRates
 
@@ -41,7 +42,7 @@ class About:
 
     dataset: str
     is_demo: bool
-    media_root: Path
+    media_root: AnyPath
     media_base: str | None
     parents: Mapping[str, list[str]]
     sound: Sound | None

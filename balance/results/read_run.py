@@ -25,6 +25,7 @@ from balance.curation.removed import Rule
 from balance.data.config import ColumnsConfig, Format
 from balance.errors import UserError
 from balance.results import curation_files, tables
+from balance.runtime.remote import AnyPath, place
 
 _FAILURE_KEYS = ("id", "split", "path", "reason", "detail")
 _REASON_CHARS = 160  # of an error message that may quote the damaged file
@@ -36,8 +37,8 @@ class Source:
 
     name: str
     format: Format
-    root: Path
-    media: Path
+    root: AnyPath
+    media: AnyPath
     balanced: str
     unbalanced: str
     eval: str | None
@@ -70,7 +71,7 @@ class RunFacts:
             k=_whole(config["k"], least=1),
             rng_seed=_whole(config["seed"], least=0),
             source=_source(_object(config["dataset"])),
-            cache=_path(config["cache_dir"]),
+            cache=Path(_text(config["cache_dir"])),
             fingerprint=_part_of_a_name(content["fingerprint"]),
             inputs=_texts(content["inputs"]),
             outputs=outputs,
@@ -260,8 +261,8 @@ def _texts(value: Any) -> dict[str, str]:
     return {_text(key): _text(item) for key, item in _object(value).items()}
 
 
-def _path(value: Any) -> Path:
-    return Path(_text(value))
+def _path(value: Any) -> AnyPath:
+    return place(_text(value))
 
 
 def _whole(value: Any, *, least: int) -> int:

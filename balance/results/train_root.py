@@ -7,6 +7,7 @@ Data are linked by absolute path (a run may be moved, the data rarely), the run'
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shutil
@@ -16,23 +17,30 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from balance.runtime.remote import AnyPath, RemotePath
+
+log = logging.getLogger(__name__)
+
 RUN_FILES = ("src_", "ids_", "neighbours_")
 LIST_SUFFIXES = (".csv", ".json")
 
 
-def write_train_root(run_dir: Path, *, root: Path, media: Path, paths: Sequence[Any]) -> Path:
+def write_train_root(run_dir: Path, *, root: AnyPath, media: AnyPath, paths: Sequence[Any]) -> Path:
     """Makes `run_dir/train_root`; call it when the run's other files are written.
 
     root, media: `dataset.root`, `dataset.media`; paths: `Index.paths` of the splits (Arrow strings), whose first
-    folders are linked, with `frame/` beside an `aclip/` that lies in the media root itself.
+    folders are linked, with `frame/` beside an `aclip/` that lies in the media root itself. What lies behind a URL
+    cannot be linked: the run's own files are, and a warning names the rest.
     """
     links: dict[str, str] = {}
-    for folder in sorted(_first_folders(paths)):
+    for folder in sorted(_first_folders(paths)) if isinstance(media, Path) else ():
         names = (folder, "frame") if folder in ("aclip", "clip") else (folder,)
         links |= {name: str(media.absolute() / name) for name in names if (media / name).is_dir()}
-    for file in sorted(root.iterdir()):
+    for file in sorted(root.iterdir()) if isinstance(root, Path) else ():
         if file.name.endswith(LIST_SUFFIXES) and file.is_file():
             links[file.name] = str(file.absolute())
+    if isinstance(media, RemotePath):
+        log.warning("train_root has no links to the media, which VIP-ANT reads from disk: they lie in %s", media)
     for file in sorted(run_dir.iterdir()):
         if file.name.startswith(RUN_FILES) and file.is_file():
             links[file.name] = os.path.join("..", file.name)

@@ -19,6 +19,7 @@ from balance.data.locate import NoSuchIndex
 from balance.errors import UserError
 from balance.records import Index
 from balance.results.read_run import Run
+from balance.runtime.remote import AnyPath
 from balance.training.dataset import select
 
 
@@ -30,7 +31,7 @@ class TrainingData:
     train: Sequence[Index]
     evaluation: Index | None
     media: MediaSource
-    root: Path
+    root: AnyPath
 
 
 def read_training_data(run_dir: Path) -> TrainingData:

@@ -18,9 +18,11 @@ import os
 import pwd
 import secrets
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
+
+from balance.runtime.remote import AnyPath
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -169,15 +171,15 @@ def _checksum(file: BinaryIO) -> bytes:
     return digest.hexdigest().encode()
 
 
-def sha256_file(path: Path) -> str:
+def sha256_file(path: AnyPath) -> str:
     """Hex sha256 of a file's bytes, read in blocks of 1 MiB (a memory map would count as resident memory)."""
     digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
+    with open(path, "rb", buffering=0) if isinstance(path, Path) else path.open() as file:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
 
 
-def input_hashes(paths: list[Path | None]) -> dict[str, str]:
+def input_hashes(paths: Sequence[AnyPath | None]) -> dict[str, str]:
     """Path -> sha256 of the input files that are files."""
     return {str(path): sha256_file(path) for path in paths if path is not None and path.is_file()}

@@ -14,7 +14,6 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -33,6 +32,7 @@ from balance.data.media import MediaReader, container
 from balance.data.vipant_index import read_index
 from balance.errors import UserError
 from balance.records import Index, common_names
+from balance.runtime.remote import RemotePath, place
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Example(NamedTuple):
 
 def load_index(path: str | os.PathLike[str]) -> Index:
     """A VIP-ANT index, strictly: UserError names the file, the line and what is wrong with it."""
-    return read_index(Path(path))
+    return read_index(place(path))
 
 
 def select(index: Index, ids: Iterable[str]) -> Index:
@@ -77,10 +77,10 @@ def select(index: Index, ids: Iterable[str]) -> Index:
     return index.take(rows)
 
 
-def class_names(*indexes: Index, root: str | os.PathLike[str] | None = None) -> list[str]:
+def class_names(*indexes: Index, root: str | os.PathLike[str] | RemotePath | None = None) -> list[str]:
     """The classes in order: those of `class_labels_indices.csv` under `root` if it exists, else the sorted labels in
     use in these indexes. Never all nodes of the ontology: most of them label no clip, and their mAP is undefined."""
-    if root is not None and (path := Path(root) / LABEL_MAP).is_file():
+    if root is not None and (path := place(root) / LABEL_MAP).is_file():
         return list(read_label_map(path))
     return list(common_names(*(index.labels for index in indexes)))
 
@@ -98,7 +98,7 @@ class ClipDataset(Dataset[Example | None]):
     def __init__(
         self,
         index: Index,
-        root: str | os.PathLike[str] | MediaSource,
+        root: str | os.PathLike[str] | RemotePath | MediaSource,
         *,
         classes: Sequence[str] | None = None,
         output: Literal["waveform", "spectrogram"] = "waveform",
@@ -111,7 +111,7 @@ class ClipDataset(Dataset[Example | None]):
             raise UserError(f"on_unreadable={on_unreadable!r}: error or skip")
         self.index = index
         if not isinstance(root, MediaSource):
-            root = MediaSource(root=Path(root), format=Format.vipant, columns=ColumnsConfig())
+            root = MediaSource(root=place(root), format=Format.vipant, columns=ColumnsConfig())
         self._media = root
         self._reader: tuple[int, MediaReader] | None = None  # with its process: an open file is not shared by two
         self._places = index.places()
