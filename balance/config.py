@@ -39,6 +39,7 @@ from balance.curation.config import AugmentConfig
 from balance.data.config import DatasetConfig, IndexConfig, MediaSource
 from balance.embed.config import EmbedConfig
 from balance.encoders.config import EncoderConfig
+from balance.engine.config import ExecutorConfig
 from balance.errors import UserError
 from balance.probe.config import ProbeConfig
 from balance.report.config import ReportConfig
@@ -62,6 +63,7 @@ class Settings(EmbedConfig):
     seed: int = key(1213, "every random choice", common=True)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
@@ -305,7 +307,7 @@ def _said(command: str, overrides: Sequence[str], kinds: tuple[type[Exception], 
     try:
         yield
     except kinds as error:
-        names = [row.name for row in help.rows(SCHEMAS[command])] + ["dataset", "encoder", "augment"]
+        names = [row.name for row in help.rows(SCHEMAS[command])] + ["dataset", "encoder", "executor", "augment"]
         raise UserError(config_errors.words(error, overrides, names)) from error
 
 

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +37,9 @@ from balance.data.ontology import ontology_file, read_ontology, read_parents
 from balance.demo.making import ensure_demo
 from balance.embed.stage import embed_media
 from balance.encoders.chosen import read_encoder
-from balance.encoders.device import resolve_device
+from balance.encoders.device import own_device, resolve_device
+from balance.engine import config as engine_config
+from balance.engine.seam import Engine
 from balance.errors import UserError
 from balance.prepared import Embedded, Prepared
 from balance.records import Index, Int64, Neighbours, SomeVectors, Split
@@ -50,13 +52,16 @@ from balance.runtime import files
 from balance.runtime.remote import place
 from balance.search.top_k import cached_search, load
 
+if TYPE_CHECKING:
+    from balance.engine.ray import Cluster
+
 Decontaminated: TypeAlias = tuple[Removals, tuple[str, ...]]  # pool clips that are out, warnings
 
 
 class Kept:
     """What the jobs of a sweep share: the last run up to its embeddings, and the settings that it belongs to.
 
-    uses: the marks in the stores that the embeddings are read from, taken away when this is closed.
+    uses: the marks in the stores that the embeddings are read from, taken away when this is closed, as the engine is.
     """
 
     def __init__(self) -> None:
@@ -64,6 +69,13 @@ class Kept:
         self._embedded: Embedded | None = None
         self._decontaminated: dict[tuple[Leaks, float], Decontaminated] = {}
         self.uses = contextlib.ExitStack()
+        self._engine: Cluster | None = None
+
+    def engine(self, settings: Settings) -> Cluster | None:
+        """What runs the work on many machines, connected once; None for this machine's own processes."""
+        if settings.executor.kind is engine_config.Kind.ray and self._engine is None:
+            self._engine = self.uses.enter_context(_connect(settings, self.uses))
+        return self._engine
 
     def __enter__(self) -> Kept:
         return self
@@ -118,7 +130,7 @@ def prepare(settings: Settings, kept: Kept) -> Prepared:
     started = time.monotonic()
     embedded = kept.get(settings)
     if embedded is None:
-        embedded = _embed(settings, kept.uses)
+        embedded = _embed(settings, kept)
         kept.put(settings, embedded)
         times_s = {**embedded.times_s, "load_s": time.monotonic() - started}
     else:
@@ -132,7 +144,7 @@ def prepare(settings: Settings, kept: Kept) -> Prepared:
     out, warnings = kept.decontaminated(settings.augment, lambda: _decontaminate(settings, embedded))
     eligible_positions = _eligible_positions(settings.k, embedded, out)
     eligible = embedded.pool.embedded[eligible_positions]
-    neighbours = _search(settings, embedded, eligible_positions)
+    neighbours = _search(settings, embedded, eligible_positions, kept.engine(settings))
     times_s["search_s"] = time.monotonic() - started
     return Prepared(
         embedded=embedded,
@@ -147,8 +159,24 @@ def prepare(settings: Settings, kept: Kept) -> Prepared:
 # -- indexes, media, embeddings ------------------------------------------------------------------------------------
 
 
-def _embed(settings: Settings, uses: contextlib.ExitStack) -> Embedded:
-    device = resolve_device(settings.encoder.device)
+def _connect(settings: Settings, uses: contextlib.ExitStack) -> Cluster:
+    """The Ray cluster, whose nodes are asked whether they see the files before they get work."""
+    try:
+        from balance.engine import ray as ray_engine
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise UserError(
+            "executor=ray: Ray is not installed; type `pip install 'audio-balance[ray]'`, or leave executor=ray out"
+        ) from None
+    cluster = ray_engine.Cluster(settings.executor, settings.encoder.device)
+    cluster.must_see(preflight.visible_cache(uses.enter_context(preflight.marker(settings.cache))))
+    return cluster
+
+
+def _embed(settings: Settings, kept: Kept) -> Embedded:
+    engine = kept.engine(settings)  # first: where workers have GPUs is known to the cluster
+    device = resolve_device(settings.encoder.device) if engine is None else torch.device(engine.device)
     settings.encoder.precision.resolve(device.type)  # refused before the demo is made
     preflight.check_search(settings.search)
     if settings.is_demo:
@@ -156,14 +184,16 @@ def _embed(settings: Settings, uses: contextlib.ExitStack) -> Embedded:
     preflight.check_root(settings.root)
     if settings.dataset.format is Format.embeddings:
         return _own_vectors(settings, device)
-    return _embed_media(settings, device, uses)
+    return _embed_media(settings, device, kept.uses, engine)
 
 
 def _check(settings: Settings, indexes: dict[str, Index], ids_as: Ids) -> None:
     preflight.check_indexes(settings.k, settings.augment.budget, indexes, ids_as)
 
 
-def _embed_media(settings: Settings, device: torch.device, uses: contextlib.ExitStack) -> Embedded:
+def _embed_media(
+    settings: Settings, device: torch.device, uses: contextlib.ExitStack, engine: Cluster | None
+) -> Embedded:
     dataset = settings.dataset
 
     def read(value: str) -> Index:
@@ -176,6 +206,8 @@ def _embed_media(settings: Settings, device: torch.device, uses: contextlib.Exit
     _check(settings, indexes, ids_as)
     names, ontology = read_ontology(dataset.ontology, settings.root)
     encoder = read_encoder(settings.encoder)
+    if engine is not None:
+        engine.must_see(preflight.visible_inputs(settings.media_root, encoder.inputs))
     done = embed_media(
         settings,
         settings.encoder,
@@ -188,6 +220,7 @@ def _embed_media(settings: Settings, device: torch.device, uses: contextlib.Exit
         device=device,
         names=names,
         uses=uses,
+        engine=engine,
     )
     return Embedded(
         splits=done.splits,
@@ -284,7 +317,7 @@ def _eligible_positions(k: int, embedded: Embedded, decontaminated: Removals) ->
     return positions
 
 
-def _search(settings: Settings, embedded: Embedded, eligible_positions: Int64) -> Neighbours:
+def _search(settings: Settings, embedded: Embedded, eligible_positions: Int64, engine: Engine | None) -> Neighbours:
     seeds, pool = embedded.seeds, embedded.pool
     eligible = pool.embedded[eligible_positions]
     with tqdm(total=len(eligible), desc="search", unit=" clips", leave=False, disable=not sys.stderr.isatty()) as bar:
@@ -299,7 +332,7 @@ def _search(settings: Settings, embedded: Embedded, eligible_positions: Int64) -
             SomeVectors(pool.vectors, eligible_positions),
             settings.k,
             settings.search,
-            device=torch.device(embedded.device),
+            device=own_device(embedded.device),
             progress=progress,
         )
     return Neighbours(seeds.embedded, eligible.astype(np.int32)[positions], similarities)
@@ -334,7 +367,7 @@ def _acoustic_copies(settings: Settings, embedded: Embedded) -> AcousticCopies |
         queue_bytes=settings.queue_bytes,
         clip_timeout_s=settings.clip_timeout_s,
         search=settings.search,
-        device=torch.device(embedded.device),
+        device=own_device(embedded.device),
     )
 
 

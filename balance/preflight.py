@@ -6,12 +6,15 @@ media inventory, which costs a directory scan, follows in the embedding stage, b
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+import secrets
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from balance.data.clip_ids import refuse_seeds_in_eval
 from balance.data.config import Ids
+from balance.engine.seam import Visible
 from balance.errors import UserError
 from balance.records import Index
 from balance.runtime.remote import AnyPath
@@ -53,6 +56,35 @@ def check_indexes(k: int, budget: int | None, indexes: Mapping[str, Index], ids_
         )
     if "eval" in indexes:
         refuse_seeds_in_eval(seeds.ids, indexes["eval"].ids, ids_as)
+
+
+@contextlib.contextmanager
+def marker(cache: Path) -> Iterator[Path]:
+    """A file in the cache, which other machines must see: a folder of that name alone may be each one's own. The folder
+    itself where it cannot be written."""
+    file = cache / f"seen-{secrets.token_hex(8)}"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    except OSError:
+        yield cache
+        return
+    try:
+        yield file
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def visible_cache(marker: Path) -> list[Visible]:
+    """Of the cache, what every node of a cluster must see."""
+    return [Visible("cache_dir", marker)]
+
+
+def visible_inputs(media: Path, encoder: Mapping[str, str]) -> list[Visible]:
+    """Of media and encoder, what every node of a cluster must see. encoder: its files. Of the media folder it is
+    something that lies in it: the mount point of a file system that is not mounted is there, but empty."""
+    found = [Visible("dataset.media", next(media.iterdir(), media))]
+    return found + [Visible("encoder", Path(file).absolute()) for file in encoder if Path(file).exists()]
 
 
 def check_k(k: int, num_pool: int, which: str) -> None:

@@ -38,14 +38,37 @@ class Plan:
     names: tuple[str, ...]
     bounds: Int64
 
-    def jobs(self, part: int) -> list[Job]:
-        at = slice(int(self.bounds[part]), int(self.bounds[part + 1]))
+    def part(self, number: int) -> PlannedPart:
+        at = slice(int(self.bounds[number]), int(self.bounds[number + 1]))
         sizes = np.where(self.offsets[at] < 0, self.stamps[at, 0], self.sizes[at])
         columns = (self.ids[at].to_pylist(), self.paths[at].to_pylist(), self.offsets[at], sizes)
-        return [Job(i, p, int(o), int(s)) for i, p, o, s in zip(*columns, strict=True)]
+        jobs = tuple(Job(i, p, int(o), int(s)) for i, p, o, s in zip(*columns, strict=True))
+        return PlannedPart(self.names[number], jobs, self.stamps[at])
 
     def __len__(self) -> int:
         return int(self.bounds[-1])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlannedPart:
+    """One part of a plan, all that its maker needs to know. stamps: (clips, 2) of the media files."""
+
+    name: str
+    jobs: tuple[Job, ...]
+    stamps: Int64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parts:
+    """The parts of a plan as an engine's tasks: each is made when it is asked for."""
+
+    plan: Plan
+
+    def __len__(self) -> int:
+        return len(self.plan.names)
+
+    def __getitem__(self, number: int, /) -> PlannedPart:
+        return self.plan.part(number)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

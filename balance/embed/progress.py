@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from tqdm import tqdm
 
@@ -28,6 +31,29 @@ class Progress:
     by_others: bool = False
 
 
+Report: TypeAlias = Callable[[Progress], None]
+
+
+class ClipCounts:
+    """A report that passes the counts of clips on once a second: for a driver that many workers report to."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._num_clips = 0
+        self._told = time.monotonic()
+        self._lock = threading.Lock()  # the thread that writes parts reports too
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.by_others:
+            self._report(progress)
+            return
+        with self._lock:
+            self._num_clips += progress.num_clips
+            if progress.part is not None or time.monotonic() - self._told >= 1:
+                self._report(dataclasses.replace(progress, num_clips=self._num_clips))
+                self._num_clips, self._told = 0, time.monotonic()
+
+
 def duration(seconds: float) -> str:
     """`3 h 20 min`, `4 min 10 s`, `12 s`."""
     whole = round(seconds)
@@ -39,11 +65,17 @@ def duration(seconds: float) -> str:
 class EmbedProgress:
     """The `report` of `embed`: shows clips/s, time left and failures; hands each part's failures to `on_failures`.
 
-    on_failures(split, all failures of that split so far) may raise to stop the run.
+    on_failures(split, all failures of that split so far) may raise to stop the run; workers() says who is at work.
     """
 
-    def __init__(self, plan: Plan, on_failures: Callable[[str, list[DecodeFailure]], None]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        on_failures: Callable[[str, list[DecodeFailure]], None],
+        workers: Callable[[], str] | None = None,
+    ) -> None:
         self._plan = plan
+        self._workers = workers
         self._on_failures = on_failures
         self._failures: dict[str, list[DecodeFailure]] = {}
         self._started = self._last_line = time.monotonic()
@@ -57,6 +89,8 @@ class EmbedProgress:
         self._done += progress.num_clips
         if not progress.by_others:
             self._own += progress.num_clips
+        if self._workers is not None:
+            self._bar.set_description_str(f"embedding on {self._workers()}", refresh=False)
         self._bar.update(progress.num_clips)
         now = time.monotonic()
         if progress.part is not None:

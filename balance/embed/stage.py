@@ -36,12 +36,13 @@ from balance.embed.progress import EmbedProgress, duration
 from balance.embed.store import Store
 from balance.embed.store_files import remove_leftovers
 from balance.embed.use import Use
-from balance.embed.worker import EmbedTask, embed_on
+from balance.embed.worker import EmbedTask, embed_on, embed_with
 from balance.encoders.base import Encoder, WaveformEncoder
 from balance.encoders.config import EncoderConfig
 from balance.encoders.device import slow_bfloat16, worker_devices
 from balance.encoders.precision import Precision
 from balance.encoders.vipant import VipAnt
+from balance.engine.seam import Engine
 from balance.errors import UserError
 from balance.records import SPLITS, DecodeFailure, Failure, Index, Partial, Split
 from balance.runtime import files
@@ -82,12 +83,13 @@ def embed_media(
     device: torch.device,
     names: Mapping[str, str],
     uses: contextlib.ExitStack,
+    engine: Engine | None = None,
 ) -> EmbeddedSplits:
     """Embed what is not yet embedded.
 
     how: device, precision and batches of the encoder; dataset: `dataset.name`; cache: the folder of all stores; names:
     label id -> name, for messages; uses: closed when the vectors are not read any more: until then nobody empties the
-    store. Raises UserError, OSError.
+    store; engine: None for this machine's own processes. Raises UserError, OSError.
     """
     precision = how.precision.resolve(device.type)
     fingerprint, made_by = fingerprint_of(encoder, precision)
@@ -129,7 +131,8 @@ def embed_media(
         task = dataclasses.replace(task, plan=plan)
         made = {**made_by, "dataset": dataset, "dim": encoder.dim}
         _open_to_write(task, use, made, refresh=config.refresh and not attempts)
-        _make(config, task, {one.split: one.num_present for one in inventories}, encoder.dim, asked=how.device)
+        present = {one.split: one.num_present for one in inventories}
+        _make(config, task, present, encoder.dim, asked=how.device, engine=engine)
         attempts += 1
         store = store.reopen()
         inventories = take(store, retry_failures=False)
@@ -230,7 +233,15 @@ def _open_to_write(task: EmbedTask, use: Use, made_by: dict[str, Any], *, refres
         ) from error
 
 
-def _make(config: EmbedConfig, task: EmbedTask, present: Mapping[str, int], dim: int, *, asked: str) -> None:
+def _make(
+    config: EmbedConfig,
+    task: EmbedTask,
+    present: Mapping[str, int],
+    dim: int,
+    *,
+    asked: str,
+    engine: Engine | None,
+) -> None:
     """Embed the plan, with a bar and the early stop of `max_failures`.
 
     present: clips on disk or embedded, by split; asked: `encoder.device` as typed.
@@ -240,12 +251,12 @@ def _make(config: EmbedConfig, task: EmbedTask, present: Mapping[str, int], dim:
     if task.device == "cpu" and task.precision is Precision.bfloat16 and slow_bfloat16():
         log.warning("on this processor bfloat16 is slower than float32: type encoder.precision=float32")
     log.info(
-        "embedding %s clips in %d parts on %s (%s) with %d decoders: %.3g GB of store in %s",
+        "embedding %s clips in %d parts on %s (%s) with %s decoders: %.3g GB of store in %s",
         f"{len(task.plan):,}",
         len(task.plan.names),
-        ", ".join(devices),
+        engine or ", ".join(devices),
         task.precision.value,
-        task.num_workers,
+        "their" if engine else task.num_workers,
         gigabytes,
         task.directory,
     )
@@ -253,10 +264,13 @@ def _make(config: EmbedConfig, task: EmbedTask, present: Mapping[str, int], dim:
     def on_failures(split: str, failures: list[DecodeFailure]) -> None:
         refuse_failures(split, failures, present[split], max_failures=config.max_failures)
 
-    progress = EmbedProgress(task.plan, on_failures)
+    progress = EmbedProgress(task.plan, on_failures, workers=(lambda: str(engine)) if engine else None)
     started = time.monotonic()
     try:
-        embed_on(task, devices, progress)
+        if engine is None:
+            embed_on(task, devices, progress)
+        else:
+            embed_with(engine, task, progress)
     finally:
         rate = progress.close()
     remove_leftovers(task.directory)

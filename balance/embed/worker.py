@@ -1,10 +1,11 @@
 """One process's share of embedding: parts of clips -> decoders -> embeddings -> parts in the store_files.
 
-In: an `EmbedTask`, the same for all who work on a plan. Out: its parts in the store, and reports. Decoding, host copies
-and the forward pass overlap: decoder processes run ahead through the list of parts, this process consumes their results
-in order, and a thread writes what is finished. Who makes which part is decided by locks beside the parts, alike between
-the processes of a job and between jobs. The price of parts as the unit: a killed run redoes its unfinished ones (about
-a minute).
+In: an `EmbedTask`, the same for all who work on a plan, and parts. Out: its parts in the store, and reports. Decoding,
+host copies and the forward pass overlap: decoder processes run ahead through the parts, this process consumes their
+results in order, and a thread writes what is finished. Where all see the same parts (engine/local), locks beside them
+decide who makes which, alike between the processes of a job and between jobs; what a driver hands out (engine/ray) is
+made whoever else holds the lock. The price of parts as the unit: a killed run redoes its unfinished ones (about a
+minute).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,28 +27,27 @@ from balance.audio.decoder_process import DecodeSettings, Job
 from balance.audio.decoders import Decoded, DecoderPool, Undecoded
 from balance.embed import store_files
 from balance.embed.batches import Batches, Finished
-from balance.embed.parts import Plan
-from balance.embed.progress import Progress
+from balance.embed.parts import Parts, Plan, PlannedPart, plan_parts
+from balance.embed.progress import ClipCounts, Progress, Report
 from balance.embed.window_batches import WindowBatches
 from balance.encoders.base import Encoder, WaveformEncoder
 from balance.encoders.precision import Precision
 from balance.encoders.vipant import VipAnt
-from balance.engine.local import WorkersDied, run_shares
+from balance.engine.local import Processes, SharedTasks
+from balance.engine.seam import DeadlyTask, Engine, Place, Tasks, WorkersDied
 from balance.errors import UserError
-from balance.records import DecodeFailure, Facts, Int64
+from balance.records import DecodeFailure, Facts
 from balance.runtime import locks
 from balance.runtime.threads import Cores
 
 _LOOK_AGAIN_S = 1.0  # for parts that another job makes
-
-Report = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbedTask:
     """Everything a process needs to embed: picklable, no handles, no models.
 
-    num_workers: decoders; num_threads: of torch, None for as many as it has.
+    plan: all that is to be embedded; num_workers: decoders; num_threads: of torch, None for as many as it has.
     """
 
     directory: Path
@@ -67,13 +67,23 @@ def embed(task: EmbedTask, report: Report) -> None:
 
     Raises UserError (out of memory, disk) and whatever `report` raises; finished parts stay.
     """
+    _make(task, SharedTasks(Parts(task.plan)), report)
+
+
+def _work(task: EmbedTask, place: Place, parts: Tasks[PlannedPart], report: Report) -> None:
+    """A worker's whole life in an engine (`seam.Work`); the task's own plan is empty."""
+    task = dataclasses.replace(task, device=place.device, num_workers=place.num_cores, num_threads=place.num_threads)
+    _make(task, parts, report if parts.is_shared else ClipCounts(report))
+
+
+def _make(task: EmbedTask, parts: Tasks[PlannedPart], report: Report) -> None:
     if task.num_threads is not None:
         torch.set_num_threads(task.num_threads)
     device = torch.device(task.device)
     with contextlib.ExitStack() as held:
         if device.type == "cuda":
             held.enter_context(torch.cuda.device(device))  # events belong to the current device
-        _embed(task, _batches(task, device, held), report)
+        _embed(task, parts, _batches(task, device, held), report)
 
 
 def _batches(task: EmbedTask, device: torch.device, held: contextlib.ExitStack) -> Batches | WindowBatches:
@@ -88,10 +98,14 @@ def _batches(task: EmbedTask, device: torch.device, held: contextlib.ExitStack) 
 
 
 def embed_on(task: EmbedTask, devices: Sequence[str], report: Report) -> None:
-    """`embed` on these devices at once, a process each; `report` is called in this process, once for each part.
+    """`embed` on these devices of this machine at once, a process each; raises what it raises."""
+    embed_with(Processes(_places(task, devices)), task, report)
 
-    All processes go through the same list of parts; the parts' locks decide who makes which, exactly as between jobs
-    on one cache. Raises what `embed` raises.
+
+def embed_with(engine: Engine, task: EmbedTask, report: Report) -> None:
+    """Make the parts of the plan with an engine's workers; `report` is called in this process, once for each part.
+
+    Raises UserError, and what `report` raises; finished parts stay.
     """
     reported: set[int] = set()
 
@@ -105,34 +119,39 @@ def embed_on(task: EmbedTask, devices: Sequence[str], report: Report) -> None:
         report(progress)
 
     try:
-        run_shares(embed, _shares(task, devices), report_once)
+        engine.run(_work, dataclasses.replace(task, plan=plan_parts([], 1)), Parts(task.plan), report_once)
     except WorkersDied as died:
         raise UserError(
             f"all encoder workers died ({died}): perhaps memory is short. Finished parts are kept: run the same "
             "command again, with fewer processes (num_processes=1) if need be"
         ) from None
+    except DeadlyTask as deadly:
+        part = task.plan.part(deadly.number)
+        raise UserError(
+            f"part {part.name} ({len(part.jobs)} clips, {part.jobs[0].path} to {part.jobs[-1].path}) killed its worker "
+            f"{deadly.deaths} times. Finished parts are kept: take out the clip that does it, or give workers more "
+            "memory"
+        ) from None
     finally:
         store_files.remove_leftovers(task.directory)  # a killed process's; parts are atomic, its locks stale at once
 
 
-def _shares(task: EmbedTask, devices: Sequence[str]) -> list[EmbedTask]:
-    """The task of each process: decoders and cores divided among them."""
+def _places(task: EmbedTask, devices: Sequence[str]) -> list[Place]:
+    """What each process gets: decoders and cores divided among them."""
     count = len(devices)
     if count == 1:
-        return [dataclasses.replace(task, device=devices[0])]
+        return [Place(device=devices[0], num_cores=task.num_workers, num_threads=task.num_threads)]
     num_threads = max(1, torch.get_num_threads() // count)
     return [
-        dataclasses.replace(
-            task, device=device, num_workers=len(range(i, task.num_workers, count)) or 1, num_threads=num_threads
-        )
+        Place(device=device, num_cores=len(range(i, task.num_workers, count)) or 1, num_threads=num_threads)
         for i, device in enumerate(devices)
     ]
 
 
-def _embed(task: EmbedTask, batches: Batches | WindowBatches, report: Report) -> None:
-    left = list(range(len(task.plan.names)))
-    while left:
-        claimed = _Claims(task, left)
+def _embed(task: EmbedTask, parts: Tasks[PlannedPart], batches: Batches | WindowBatches, report: Report) -> None:
+    left: Iterable[tuple[int, PlannedPart]] = parts
+    while True:
+        claimed = _Claims(task, left, parts, report)
         try:  # around the pool: its threads claim as soon as it is made
             with DecoderPool(
                 task.decode, claimed.jobs(), num_workers=task.num_workers, clip_timeout_s=task.clip_timeout_s
@@ -140,48 +159,74 @@ def _embed(task: EmbedTask, batches: Batches | WindowBatches, report: Report) ->
                 _consume(task, decoders, claimed, batches, report)
         finally:
             claimed.release()
+        for number, num_clips in claimed.done_by_others:
+            report(Progress(num_clips=num_clips, part=number, by_others=True))
         left = claimed.held_by_others
-        for part in claimed.done_by_others:
-            clips = int(task.plan.bounds[part + 1] - task.plan.bounds[part])
-            report(Progress(num_clips=clips, part=part, by_others=True))
-        if left:
-            time.sleep(_LOOK_AGAIN_S)  # another job holds them: look again for its part, or its death
+        if not left:
+            return
+        time.sleep(_LOOK_AGAIN_S)  # another job holds them: look again for its part, or its death
 
 
 class _Claims:
-    """Goes through parts in order, taking the lock of each that is not yet made; the decoders pull jobs through it."""
+    """Goes through parts in order, taking the lock of each that is not yet made; the decoders pull jobs through it.
 
-    def __init__(self, task: EmbedTask, parts: Sequence[int]) -> None:
-        self._task, self._parts = task, parts
+    A part of this worker alone is made whoever holds its lock: a dead worker's of another node is stale only after
+    minutes. The lock then says that the draft of the part is no left-over.
+    """
+
+    def __init__(
+        self, task: EmbedTask, parts: Iterable[tuple[int, PlannedPart]], tasks: Tasks[PlannedPart], report: Report
+    ) -> None:
+        self._directory, self._parts, self._tasks, self._report = task.directory, parts, tasks, report
         self._locks: dict[int, locks.Lock] = {}
+        self._told: set[int] = set()
         self._guard = threading.Lock()
         self._stopped = False
-        self.held_by_others: list[int] = []
-        self.done_by_others: list[int] = []
+        self.held_by_others: list[tuple[int, PlannedPart]] = []
+        self.done_by_others: list[tuple[int, int]] = []  # its number and clips
 
-    def jobs(self) -> Iterator[tuple[tuple[int, int, int], Job]]:
-        """((part, row in it, its number of clips), job) of each claimed part's clips."""
-        directory, plan = self._task.directory, self._task.plan
-        for part in self._parts:
-            name = plan.names[part]
-            if store_files.part_done(directory, name):
-                self.done_by_others.append(part)
+    def jobs(self) -> Iterator[tuple[_Row, Job]]:
+        """Each claimed part's clips."""
+        for number, part in self._parts:
+            if store_files.part_done(self._directory, part.name):
+                self._is_done(number, part)
                 continue
             with self._guard:
                 if self._stopped:
                     return
-                lock = locks.acquire(store_files.lock_path(directory, name))
-                if lock is None:
-                    self.held_by_others.append(part)
+                lock = locks.acquire(store_files.lock_path(self._directory, part.name))
+                if lock is not None:
+                    self._locks[number] = lock
+                elif self._tasks.is_shared:
+                    self.held_by_others.append((number, part))
                     continue
-                self._locks[part] = lock
-            if store_files.part_done(directory, name):  # made between the look and the lock
-                self.release(part)
-                self.done_by_others.append(part)
+            if store_files.part_done(self._directory, part.name):  # made between the look and the lock
+                self.release(number)
+                self._is_done(number, part)
                 continue
-            jobs = plan.jobs(part)
-            for row, job in enumerate(jobs):
-                yield (part, row, len(jobs)), job
+            for row, job in enumerate(part.jobs):
+                yield _Row(number, part, row), job
+
+    def _is_done(self, number: int, part: PlannedPart) -> None:
+        if self._tasks.is_shared:
+            self.done_by_others.append((number, len(part.jobs)))
+        else:  # the driver waits for it
+            self._report(Progress(num_clips=len(part.jobs), part=number, by_others=True))
+            self._tasks.finish(number)
+
+    @property
+    def is_shared(self) -> bool:
+        return self._tasks.is_shared
+
+    def finish(self, part: _OpenPart) -> None:
+        """A part is in the store; told once."""
+        with self._guard:
+            if part.number in self._told:
+                return
+            self._told.add(part.number)
+        self.release(part.number)
+        self._report(Progress(part=part.number, failures=tuple(part.failures)))
+        self._tasks.finish(part.number)
 
     def release(self, part: int | None = None) -> None:
         """Give back one lock, or all and claim no more."""
@@ -189,8 +234,18 @@ class _Claims:
             if part is None:
                 self._stopped = True
             for number in list(self._locks) if part is None else [part]:
-                self._locks[number].release()  # a signal in here comes back for those that are still listed
-                del self._locks[number]
+                if number in self._locks:
+                    self._locks[number].release()  # a signal in here comes back for those that are still listed
+                    del self._locks[number]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A clip's place: the part's number, the part, the row in it."""
+
+    number: int
+    part: PlannedPart
+    row: int
 
 
 def _consume(
@@ -206,26 +261,30 @@ def _consume(
         if writing is not None and written is not None:
             writing.result()
             writing = None
-            claimed.release(written.part)
-            report(Progress(part=written.part, failures=tuple(written.failures)))
+            claimed.finish(written)
+
+    def write(part: _OpenPart, finished: Finished, made_by: dict[str, Any]) -> None:
+        part.write(task.directory, finished, made_by)
+        if not claimed.is_shared:  # the driver that hands out the next part waits for this one
+            claimed.finish(part)
 
     with ThreadPoolExecutor(1, "part writer") as writer:
-        for (part, row, num_clips), job, result in decoders.results():
+        for at, job, result in decoders.results():
             if current is None:
-                current = _OpenPart(part, task.plan.stamps[int(task.plan.bounds[part]) :][:num_clips])
+                current = _OpenPart(at.number, at.part)
             if isinstance(result, Undecoded):
                 batches.discard()
-                current.fail(row, job, result.reason, result.detail)
+                current.fail(at.row, job, result.reason, result.detail)
             else:
                 batches.add(result)
                 if not result.is_last:
                     continue
-                current.add(row, job, result)
+                current.add(at.row, job, result)
             report(Progress(num_clips=1))
-            if row + 1 == num_clips:
+            if at.row + 1 == len(at.part.jobs):
                 settle()  # one at a time bounds the memory
                 written, current = current, None
-                writing = writer.submit(written.write, task, batches.finish(), batches.made_by())
+                writing = writer.submit(write, written, batches.finish(), batches.made_by())
             elif writing is not None and writing.done():
                 settle()
         settle()
@@ -235,8 +294,8 @@ def _consume(
 class _OpenPart:
     """The facts of a part's decoded clips, in order, until it is written."""
 
-    part: int
-    stamps: Int64  # (clips, 2) of the part's media files
+    number: int
+    part: PlannedPart
     rows: list[int] = field(default_factory=list)  # of the decoded clips in the part
     jobs: list[Job] = field(default_factory=list)
     facts: list[tuple[int, int, float, bytes]] = field(default_factory=list)
@@ -244,7 +303,7 @@ class _OpenPart:
     partial: dict[str, str] = field(default_factory=dict)
 
     def fail(self, row: int, job: Job, reason: str, detail: str) -> None:
-        size_bytes, time_ns = self.stamps[row].tolist()
+        size_bytes, time_ns = self.part.stamps[row].tolist()
         self.failures.append(DecodeFailure(job.id, job.path, reason, detail, (size_bytes, time_ns)))
 
     def add(self, row: int, job: Job, clip: Decoded) -> None:
@@ -254,7 +313,7 @@ class _OpenPart:
         if clip.partial:
             self.partial[job.path] = clip.partial
 
-    def write(self, task: EmbedTask, finished: Finished, made_by: dict[str, Any]) -> None:
+    def write(self, directory: Path, finished: Finished, made_by: dict[str, Any]) -> None:
         embeddings = finished.wait()
         finite = np.isfinite(embeddings).all(axis=1)
         for at in np.flatnonzero(~finite):
@@ -271,7 +330,7 @@ class _OpenPart:
                 np.array([f[2] for f in facts], dtype=np.float32),
                 np.frombuffer(b"".join(f[3] for f in facts), dtype=np.uint8).reshape(-1, 20),
             ),
-            stamps=self.stamps[[self.rows[i] for i in kept]],
+            stamps=self.part.stamps[[self.rows[i] for i in kept]],
             partial={self.jobs[i].path: words for i in kept if (words := self.partial.get(self.jobs[i].path))},
         )
-        store_files.write_part(task.directory, task.plan.names[self.part], rows, self.failures, made_by)
+        store_files.write_part(directory, self.part.name, rows, self.failures, made_by)

@@ -40,6 +40,11 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def own_device(name: str) -> torch.device:
+    """The device that embedded, for this process's own work: the CPU where a GPU of another machine did it."""
+    return torch.device(name if torch.cuda.is_available() else "cpu")
+
+
 def shown_gpu() -> str:
     """How the machine shows a GPU to this process ("" if it does not): the user's, Slurm's or the driver's word."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -21,9 +21,11 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
+from balance.engine.seam import Place, TaskList, Work, WorkersDied
 from balance.errors import UserError
 from balance.runtime import child
 from balance.runtime.command import STOP_SIGNALS
@@ -38,8 +40,34 @@ Share = TypeVar("Share")
 Message = TypeVar("Message")
 
 
-class WorkersDied(Exception):
-    """No worker lived to the end of its work; says how they died."""
+class Processes:
+    """The engine of this machine: a process per place. All of them go through the same tasks."""
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self._places = places
+
+    def run(self, work: Work, setup: Any, tasks: TaskList[Any], on_message: Callable[[Any], None]) -> None:
+        """As `seam.Engine`."""
+        run_shares(_go_through, [(work, setup, place, tasks) for place in self._places], on_message)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedTasks:
+    """`seam.Tasks`: all of them, for workers that agree among themselves."""
+
+    tasks: TaskList[Any]
+    is_shared = True
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        return ((number, self.tasks[number]) for number in range(len(self.tasks)))
+
+    def finish(self, number: int) -> None:
+        pass  # the others see for themselves
+
+
+def _go_through(share: tuple[Work, Any, Place, TaskList[Any]], report: Callable[[Any], None]) -> None:
+    work, setup, place, tasks = share
+    work(setup, place, SharedTasks(tasks), report)
 
 
 def run_shares(

@@ -14,12 +14,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from balance import pipeline
 from balance.config import ProbeSettings
 from balance.demo.checkpoint import NOTICE
+from balance.encoders.device import own_device
 from balance.errors import UserError
 from balance.prepared import Prepared
 from balance.probe import conclusions, page
@@ -57,7 +57,7 @@ def _run(settings: ProbeSettings, folder: Path, kept: pipeline.Kept) -> Findings
         data,
         settings.probe,
         seed=settings.seed,
-        device=torch.device(prepared.embedded.device),
+        device=own_device(prepared.embedded.device),
         cache=settings.cache / "probe",
         progress=progress,
     )
