@@ -49,22 +49,26 @@ def test_what_a_dead_worker_held_is_given_alone() -> None:
 
 def test_the_task_that_kills_is_named_and_not_its_neighbour() -> None:
     hands = HandingOut(9)
-    worker = 0
-    with pytest.raises(DeadlyTask) as named:
-        while True:  # task 1 kills whoever holds it
-            worker += 1
+
+    def die_of_task_1(worker: int) -> None:
+        hands.give(worker, 1)
+        while 1 not in hands.held(worker):
+            hands.finish(worker, hands.held(worker)[0])
             hands.give(worker, 1)
-            while 1 not in hands.held(worker):
-                hands.finish(worker, hands.held(worker)[0])
-                hands.give(worker, 1)
-            hands.lose(worker, with_node=False)
+        hands.lose(worker, with_node=False)
+
+    for worker in range(MOST_DEATHS):  # the first of them held its neighbour, too, as the older one
+        die_of_task_1(worker)
+    with pytest.raises(DeadlyTask) as named:
+        die_of_task_1(MOST_DEATHS)
     assert (named.value.number, named.value.deaths) == (1, MOST_DEATHS)
 
 
 def test_lost_nodes_are_no_task_s_fault_but_not_for_ever() -> None:
     hands = HandingOut(3)
+    for worker in range(MOST_LOST_NODES - 1):
+        assert hands.give(worker, 9) == [0]
+        hands.lose(worker, with_node=True)
+    hands.give(9, 9)
     with pytest.raises(DeadlyTask):
-        for worker in range(MOST_LOST_NODES):
-            assert hands.give(worker, 9) == [0]
-            hands.lose(worker, with_node=True)
-    assert worker == MOST_LOST_NODES - 1
+        hands.lose(9, with_node=True)
