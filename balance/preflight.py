@@ -17,7 +17,7 @@ from balance.data.config import Ids
 from balance.engine.seam import Visible
 from balance.errors import UserError
 from balance.records import Index
-from balance.runtime.remote import AnyPath
+from balance.runtime.remote import AnyPath, RemotePath
 from balance.search import candidates
 from balance.search.config import SearchConfig
 
@@ -80,10 +80,11 @@ def visible_cache(marker: Path) -> list[Visible]:
     return [Visible("cache_dir", marker)]
 
 
-def visible_inputs(media: Path, encoder: Mapping[str, str]) -> list[Visible]:
+def visible_inputs(media: Path | RemotePath, encoder: Mapping[str, str]) -> list[Visible]:
     """Of media and encoder, what every node of a cluster must see. encoder: its files. Of the media folder it is
-    something that lies in it: the mount point of a file system that is not mounted is there, but empty."""
-    found = [Visible("dataset.media", next(media.iterdir(), media))]
+    something that lies in it: the mount point of a file system that is not mounted is there, but empty. A URL is
+    nobody's file system."""
+    found = [Visible("dataset.media", next(media.iterdir(), media))] if isinstance(media, Path) else []
     return found + [Visible("encoder", Path(file).absolute()) for file in encoder if Path(file).exists()]
 
 
