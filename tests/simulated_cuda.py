@@ -49,6 +49,22 @@ class CudaTensor(torch.Tensor):
         return first.machine.call(func, args, kwargs or {})
 
 
+class CudaSparse:
+    """A sparse matrix (CSR) on a device, as far as the program uses one: torch knows no subclass of such a tensor."""
+
+    def __init__(self, machine: Machine, plain: torch.Tensor, place: torch.device) -> None:
+        self.machine, self.plain, self.place = machine, plain, place
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        first = next(x for x in tree_flatten((args, kwargs))[0] if isinstance(x, CudaSparse))
+        return first.machine.call(func, args, kwargs or {})
+
+    def values(self) -> torch.Tensor:
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.machine._wrap(self.plain.values(), self.place)
+
+
 class _Allocation:
     """The memory behind a tensor and its views; given back when the last of them is gone."""
 
@@ -88,7 +104,7 @@ class Machine(TorchFunctionMode):
     def call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         name, getter = getattr(func, "__name__", ""), getattr(func, "__self__", None)
         with torch._C.DisableTorchFunctionSubclass():
-            on_devices = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, CudaTensor)]
+            on_devices = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, CudaTensor | CudaSparse)]
             if name == "__get__":
                 if on_devices and getter is torch.Tensor.device:
                     return on_devices[0].place
@@ -105,7 +121,7 @@ class Machine(TorchFunctionMode):
                 return self._kernel(func, name, args, kwargs, on_devices)
             return self._created(func, name, args, kwargs)
 
-    def _kernel(self, func: Any, name: str, args: Any, kwargs: dict[str, Any], on: list[CudaTensor]) -> Any:
+    def _kernel(self, func: Any, name: str, args: Any, kwargs: dict[str, Any], on: list[Any]) -> Any:
         place = on[0].place
         self._refuse_mixed(name, args, kwargs, place)
         if name in ("numpy", "__array__"):
@@ -119,6 +135,7 @@ class Machine(TorchFunctionMode):
             if any(not isinstance(x, CudaTensor) or (x.dtype == torch.bool and not fill) for x in tensors):
                 self._waits(f"{name} by a mask or from the host")
         kwargs = self._without_device(kwargs)
+        args = tree_map_only(CudaSparse, lambda x: x.plain, args)
         self.worked_on = place.index
         if self.matmul and name in MATMULS and args[0].dtype == torch.float16:
             result = self.matmul(*(x.as_subclass(torch.Tensor) for x in args[:2])).half()
@@ -236,7 +253,9 @@ class Machine(TorchFunctionMode):
     def _wrapped(self, result: Any, place: torch.device) -> Any:
         return tree_map_only(torch.Tensor, lambda x: x if isinstance(x, CudaTensor) else self._wrap(x, place), result)
 
-    def _wrap(self, plain: torch.Tensor, place: torch.device) -> CudaTensor:
+    def _wrap(self, plain: torch.Tensor, place: torch.device) -> Any:
+        if plain.layout == torch.sparse_csr:
+            return CudaSparse(self, plain, place)
         storage = plain.untyped_storage()
         pointer, num_bytes = storage.data_ptr(), storage.nbytes()
         allocation = self._allocations.get(pointer) if pointer else None

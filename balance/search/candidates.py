@@ -25,6 +25,7 @@ from balance.search.cosine_bound import CosineBound
 log = logging.getLogger(__name__)
 
 FAISS_MOST_ON_GPU = 2048
+_GROUP = 16  # columns whose largest score a GPU compares; of the groups that reach it reads each score again, and alone
 
 
 def pairs_of(reached: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,14 +86,9 @@ class CandidateSearch(Protocol):
 
 
 @contextlib.contextmanager
-def _sums_in_float32(device: torch.device) -> Iterator[None]:
-    """Inside, no float16 product on a GPU keeps partial sums in float16, which would break the bound.
-
-    The switch is the process's, not a thread's: on a CPU, where threads are many, it decides nothing and stays.
-    """
-    if device.type != "cuda":
-        yield
-        return
+def _sums_in_float32() -> Iterator[None]:
+    """Inside, no float16 product on a GPU keeps partial sums in float16, which would break the bound. The switch is the
+    process's, not a thread's."""
     switches = torch.backends.cuda.matmul
     before = switches.allow_fp16_reduced_precision_reduction
     switches.allow_fp16_reduced_precision_reduction = False
@@ -103,7 +99,8 @@ def _sums_in_float32(device: torch.device) -> Iterator[None]:
 
 
 class TorchSearch:
-    """A matrix product in `first_pass_dtype`, and a comparison."""
+    """A matrix product in `first_pass_dtype`, and a comparison; on a GPU of groups of columns first, since reading all
+    scores again, and a bool for each, costs more than the product."""
 
     needs_guess = True
 
@@ -111,26 +108,45 @@ class TorchSearch:
         self.device = device
         self.dtype = first_pass_dtype(device)
         # On a CPU the scores of a block and 2,000 seeds are 16 MB.
-        self.block_bytes = 1 << 27 if device.type == "cuda" else (1 << 24) // self.dtype.itemsize
+        self.block_bytes = 1 << 28 if device.type == "cuda" else (1 << 24) // self.dtype.itemsize
         self.workspace = Workspace(device)
 
     def find(
         self, bound: CosineBound, seeds: torch.Tensor, pool: torch.Tensor, thresholds: torch.Tensor, k: int, likely: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.device.type == "cuda":
+            return self._find_in_groups(seeds, pool, thresholds)
         scores = self.workspace.empty("scores", len(seeds), len(pool), dtype=self.dtype)
         reached = self.workspace.empty("reached", len(seeds), len(pool), dtype=torch.bool)
-        with _sums_in_float32(self.device):
-            torch.mm(seeds, pool.t(), out=scores)
+        torch.mm(seeds, pool.t(), out=scores)
         if self.dtype == torch.bfloat16 and bool((thresholds > 0).all()):
             # Positive floats are ordered like their bits, and above all negative ones: an integer comparison is
             # five times faster than a bfloat16 one.
             bits, least = scores.view(torch.int16).numpy(), thresholds.view(torch.int16).numpy()
             np.greater_equal(bits, least[:, None], out=reached.numpy())
-        elif self.device.type == "cpu" and self.dtype == torch.float32:  # numpy knows no bfloat16
+        elif self.dtype == torch.float32:  # numpy knows no bfloat16
             np.greater_equal(scores.numpy(), thresholds.numpy()[:, None], out=reached.numpy())  # twice torch's speed
         else:
             torch.ge(scores, thresholds[:, None], out=reached)
         return pairs_of(reached)
+
+    def _find_in_groups(
+        self, seeds: torch.Tensor, pool: torch.Tensor, thresholds: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A group is every `places`-th column, so that threads side by side read what lies side by side."""
+        places = -(-len(pool) // _GROUP)
+        scores = self.workspace.empty("scores", len(seeds), _GROUP * places, dtype=self.dtype)
+        with _sums_in_float32():
+            torch.mm(seeds, pool.t(), out=scores[:, : len(pool)])
+        scores[:, len(pool) :] = -torch.inf  # a threshold may be that too
+        groups = scores.view(len(seeds), _GROUP, places)
+        its_seed, place = pairs_of(groups.amax(dim=1) >= thresholds[:, None])
+        group_at, member = pairs_of(groups[its_seed, :, place] >= thresholds[its_seed][:, None])
+        seed_at, row_at = its_seed[group_at], member.mul_(places).add_(place[group_at])
+        if len(pool) % _GROUP:  # the last block's
+            there = (row_at < len(pool)).nonzero().squeeze(1)
+            return seed_at[there], row_at[there]
+        return seed_at, row_at
 
 
 class FaissRangeSearch:

@@ -45,7 +45,7 @@ class CosineBound:
     def seeds(self, rows64: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(S, dim) float64 holding float32 values -> product matrix (S, columns), constants q·m (S,) float64."""
         out = torch.empty(len(rows64), self._columns, dtype=self.dtype, device=rows64.device)
-        size, error, along = self.to_low_precision(rows64.float(), rows64, rows64.new_empty(len(rows64)), out)
+        size, error, along, _ = self.to_low_precision(rows64.float(), rows64, rows64.new_empty(len(rows64)), out)
         out[:, self._dim : self._dim + 3] = 1.0
         out[:, self._dim + 3] = self._up(size + error)
         out[:, self._dim + 4] = self._up(error)
@@ -53,14 +53,15 @@ class CosineBound:
 
     def pool(
         self, rows: torch.Tensor, wide: torch.Tensor, lengths: torch.Tensor, *, bounds: bool = True
-    ) -> torch.Tensor:
-        """(n, dim) float32 rows -> product matrix (n, columns), which holds until this thread asks for another.
+    ) -> tuple[torch.Tensor, bool]:
+        """(n, dim) float32 rows -> product matrix (n, columns), which holds until this thread asks for another; and
+        whether all lengths are ordinary numbers: not zero, neither tiny nor huge, and finite.
 
         Also fills `wide` (n, dim) with the rows in float64, and `lengths` (n,) float64; the caller refuses lengths that
         are not finite. Without bounds, the product is the plain approximation of q·p − q·m, not a bound of it.
         """
         out = self._workspace.empty("matrix", len(rows), self._columns, dtype=self.dtype)
-        size, error, along = self.to_low_precision(rows, wide, lengths, out)
+        size, error, along, ordinary = self.to_low_precision(rows, wide, lengths, out)
         if bounds:
             # m·b is summed up like the rest; 2⁻²³ covers its third rounding (where float16's pieces are subnormal, half
             # of the 2⁻²⁴ of `thresholds` does), the last term the float64 sums.
@@ -75,7 +76,7 @@ class CosineBound:
             piece = along.to(self.dtype)
             out[:, column] = piece
             along = torch.nan_to_num(along - piece.double(), nan=0.0)
-        return out
+        return out, ordinary
 
     def subtract_thresholds(self, seeds: torch.Tensor, thresholds: torch.Tensor) -> None:
         """Write each seed's own threshold t (S,) into the seeds' matrix, for a backend that compares with 0 alone.
@@ -108,15 +109,16 @@ class CosineBound:
 
     def to_low_precision(
         self, rows: torch.Tensor, wide: torch.Tensor, lengths: torch.Tensor, out: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, bool]:
         """Fill `out` with the residuals rounded to the product's type, and `wide` and `lengths` as `pool` does.
 
-        Returns the residuals' lengths |b|, bounds of their rounding errors |b − B|, and m·b, each (n,) float64.
+        Returns the residuals' lengths |b|, bounds of their rounding errors |b − B|, and m·b, each (n,) float64; and
+        whether all lengths are ordinary numbers, the one thing here that a GPU is waited for.
         """
         low, step = out[:, : self._dim], self._work_rows
         out[:, self._dim :] = 0.0
         along, rounding = torch.empty_like(lengths), torch.zeros_like(lengths)
-        work, minus = None, -self._mean32
+        work, minus, all_ordinary = None, -self._mean32, True
         if self.dtype != torch.float32:
             work = self._workspace.empty("residuals", min(step, len(rows)), self._dim, dtype=torch.float32)
         for start in range(0, len(rows), step):
@@ -125,8 +127,9 @@ class CosineBound:
             torch.linalg.vector_norm(wide[these], dim=1, out=lengths[these])
             torch.mv(wide[these], self._mean, out=along[these])
             part, inverse = rows[these], torch.where(lengths[these] > 0, self.scale / lengths[these], 0.0)
-            odd = (inverse > 1e30) | ((inverse < 1e-30) & (inverse > 0))  # float32 has no such factor, or few digits
-            if bool(odd.any()):
+            ordinary = (inverse <= 1e30) & (inverse >= 1e-30)  # else float32 has no such factor, or few digits
+            if not bool(ordinary.all()):
+                all_ordinary, odd = False, ~ordinary & (inverse > 0)
                 part = torch.where(odd[:, None], (wide[these] * inverse[:, None]).float(), part)
                 along[these] *= torch.where(odd, inverse, 1.0)
                 inverse = torch.where(odd, 1.0, inverse)
@@ -142,7 +145,7 @@ class CosineBound:
         square = torch.where(lengths > 0, self.scale**2, 0.0) - 2 * along - self._square
         size = square.clamp(min=0).add_(self._dim * 2.0**-50 * self.scale**2).sqrt_()
         error = (1.001 + self._dim * 2.0**-24) * (rounding + 2.0**-23 * self.scale + 2.0**-24 * size) + 1e-30
-        return size, error, along
+        return size, error, along, all_ordinary
 
     def _up(self, values: torch.Tensor) -> torch.Tensor:
         """Rounded to the product's type, never down (and never to a subnormal, which a product may flush)."""

@@ -31,11 +31,12 @@ from balance.runtime.threads import Cores
 from balance.runtime.wording import cause
 from balance.search import candidates, rescore
 from balance.search.cosine_bound import CosineBound
-from balance.search.sizes import SEED_ROWS, usual_sizes
+from balance.search.prefetch import Blocks
+from balance.search.running import Running, RunningOnGpu
+from balance.search.sizes import usual_sizes
 
 log = logging.getLogger(__name__)
 
-SAMPLE_ROWS = 1 << 12
 SAMPLE_PIECES = 128
 GROUP_ROWS = 1 << 18  # rows after which the state may be saved
 SAVE_AFTER_S = 30.0  # of work since the last time: a state of 100 MB may take a second
@@ -88,9 +89,9 @@ class Search:
 
     def run(self) -> Int64:
         """Keys (S, k) int64, ascending."""
+        rescore.hear_sparse_warning()
         if self.device.type != "cpu":
             return self._run()
-        rescore.hear_sparse_warning()
         with Cores() as cores:
             self.spread = cores.map
             return self._run()
@@ -123,14 +124,16 @@ class Search:
     def _sample(self) -> torch.Tensor:
         """Rows spread evenly over the pool, (n, dim) float32."""
         num_pool = self.pool.shape[0]
-        num_sample = min(num_pool, SAMPLE_ROWS if self.first_pass.needs_guess else SAMPLE_ROWS // 4)
+        num_sample = min(num_pool, self.sizes.sample_rows)
         pieces = 1 if num_pool == num_sample else min(SAMPLE_PIECES, num_sample)
         length = num_sample // pieces
-        rows = torch.empty(pieces * length, self.pool.shape[1], device=self.device)
-        for i, start in enumerate(np.linspace(0, num_pool - length, pieces).astype(int).tolist()):
-            piece = rows[i * length : (i + 1) * length]
-            piece.copy_(self._block(start, start + length))
-            check_finite(piece.sum(dim=1, dtype=torch.float64), self.pool, start)
+        starts = np.linspace(0, num_pool - length, pieces).astype(int).tolist()
+        rows = torch.cat([torch.as_tensor(self.pool.read(start, start + length)) for start in starts]).to(self.device)
+        finite = rows.sum(dim=1, dtype=torch.float64).isfinite().view(pieces, length).all(dim=1)
+        if not bool(finite.all()):
+            at = int((~finite).nonzero()[0])
+            piece = rows[at * length : (at + 1) * length]
+            check_finite(rescore.lengths_of(piece.double()), self.pool, starts[at])
         return rows
 
     def _guess(self, bound: CosineBound, sample: torch.Tensor) -> torch.Tensor:
@@ -145,14 +148,16 @@ class Search:
         seeds, constants = bound.seeds(self.seeds64)
 
         def lower(some: torch.Tensor) -> torch.Tensor:
-            return bound.pool(some, *self._room(len(some)), bounds=False).clone()
+            return bound.pool(some, *self._room(len(some)), bounds=False)[0].clone()
 
-        matrix = torch.cat(list(self.spread(lower, torch.split(sample, 1024))))
+        on_cpu = self.device.type == "cpu"
+        matrix = torch.cat(list(self.spread(lower, torch.split(sample, 1024 if on_cpu else len(sample)))))
 
         def best(some: torch.Tensor) -> torch.Tensor:
             return candidates.ranked(some @ matrix.t(), rank)
 
-        rows = 128 if self.device.type == "cpu" else 1024
+        at_once = self.sizes.block_rows * min(self.sizes.seed_rows, len(seeds)) // len(sample)
+        rows = 128 if on_cpu else max(1, min(1024, at_once))
         return bound.cosines(torch.cat(list(self.spread(best, torch.split(seeds, rows)))), constants)
 
     def _scan(
@@ -167,10 +172,12 @@ class Search:
         """One pass over the pool: keys (S, k), complete wherever the last similarity is at least the guess."""
         num_pool = self.pool.shape[0]
         batches = [
-            _Batch(bound, seeds64, lengths, guesses, slice(i, min(i + SEED_ROWS, len(seeds64))))
-            for i in range(0, len(seeds64), SEED_ROWS)
+            _Batch(bound, seeds64, lengths, guesses, slice(i, min(i + self.sizes.seed_rows, len(seeds64))))
+            for i in range(0, len(seeds64), self.sizes.seed_rows)
         ]
-        running = rescore.Running(len(seeds64), self.k, self.device)
+        running: Running | RunningOnGpu = Running(len(seeds64), self.k)
+        if self.device.type != "cpu":
+            running = RunningOnGpu(len(seeds64), self.k, self.device, self.sizes.new_pairs)
         done = start = self._resume(running, guesses) if resumable else 0
         self.progress(done, num_pool)
         saved_at = time.monotonic()
@@ -182,16 +189,17 @@ class Search:
                 done += block.stop - block.start
                 self.progress(done, num_pool)
 
-        while start < num_pool:
-            whole_blocks = -(-GROUP_ROWS // self.sizes.block_rows) * self.sizes.block_rows
-            stop = min(start + whole_blocks, num_pool)
-            for _ in self.spread(add, self._blocks(start, stop)):
-                pass
-            running.merge()
-            start = stop
-            if resumable and start < num_pool and time.monotonic() - saved_at >= SAVE_AFTER_S:
-                self._save(running, start, guesses)
-                saved_at = time.monotonic()
+        with Blocks(self.pool, self.device) as self.blocks:
+            while start < num_pool:
+                whole_blocks = -(-GROUP_ROWS // self.sizes.block_rows) * self.sizes.block_rows
+                stop = min(start + whole_blocks, num_pool)
+                for _ in self.spread(add, self._blocks(start, stop)):
+                    pass
+                running.merge()
+                start = stop
+                if resumable and start < num_pool and time.monotonic() - saved_at >= SAVE_AFTER_S:
+                    self._save(running, start, guesses)
+                    saved_at = time.monotonic()
         return running.keys
 
     def _blocks(self, start: int, stop: int) -> Iterator[slice]:
@@ -200,7 +208,7 @@ class Search:
             yield block
             start = block.stop
 
-    def _add(self, block: slice, bound: CosineBound, batches: list[_Batch], running: rescore.Running) -> None:
+    def _add(self, block: slice, bound: CosineBound, batches: list[_Batch], running: Running | RunningOnGpu) -> None:
         """`_add_block`, in halves where it does not fit into the GPU's memory."""
         fits = True
         try:
@@ -210,6 +218,7 @@ class Search:
                 raise
             fits = False  # and out of the clause, where the failed block's tensors are let go
         if not fits:
+            assert isinstance(running, RunningOnGpu)  # whose memory it was
             self._halve_blocks(block)
             running.forget(block.start)
             for half in self._blocks(block.start, block.stop):
@@ -221,22 +230,27 @@ class Search:
         torch.cuda.empty_cache()
         log.info("search: the GPU is out of memory; going on with blocks of %d rows", self.sizes.block_rows)
 
-    def _add_block(self, block: slice, bound: CosineBound, batches: list[_Batch], running: rescore.Running) -> None:
+    def _add_block(
+        self, block: slice, bound: CosineBound, batches: list[_Batch], running: Running | RunningOnGpu
+    ) -> None:
         """These rows of the pool against every seed."""
-        rows = self._block(block.start, block.stop)
+        following = slice(block.stop, min(block.stop + self.sizes.block_rows, self.pool.shape[0]))
+        rows = self.blocks.take(block, following)
         wide, lengths = self._room(len(rows))
-        matrix = bound.pool(rows, wide, lengths)
-        check_finite(lengths, self.pool, block.start)
+        matrix, ordinary = bound.pool(rows, wide, lengths)
+        if not ordinary:
+            check_finite(lengths, self.pool, block.start)
         likely = self._likely(len(rows), block.start)
         if not self.first_pass.needs_guess:  # then nothing but the running K-th keeps the pairs few
             running.merge()
         for batch in batches:
-            thresholds = bound.thresholds(torch.maximum(batch.guesses, running.lowest[batch.seeds]), batch.constants)
+            floors = torch.maximum(batch.guesses, running.lowest[batch.seeds])
+            thresholds = bound.thresholds(floors, batch.constants)
             seed_at, row_at = self.first_pass.find(bound, batch.matrix, matrix, thresholds, self.k, likely)
             for first in range(0, len(seed_at), self.sizes.rescore_pairs):
                 some = slice(first, first + self.sizes.rescore_pairs)
                 similarities = rescore.cosines(
-                    batch.seeds64, batch.lengths, wide, lengths, seed_at[some], row_at[some], self.sizes.gather_pairs
+                    batch.seeds64, batch.lengths, wide, lengths, seed_at[some], row_at[some], floors
                 )
                 running.add(batch.seeds, seed_at[some], rescore.to_keys(similarities, row_at[some] + block.start))
 
@@ -251,10 +265,7 @@ class Search:
         expected = self.k * num_rows / max(num_done, 1)
         return min(self.k + self.k // 16 + 8, math.ceil(expected + 4 * math.sqrt(expected + expected**2 / self.k) + 8))
 
-    def _block(self, start: int, stop: int) -> torch.Tensor:
-        return torch.as_tensor(self.pool.read(start, stop)).to(self.device)
-
-    def _resume(self, running: rescore.Running, guesses: torch.Tensor) -> int:
+    def _resume(self, running: Running | RunningOnGpu, guesses: torch.Tensor) -> int:
         """The row to go on with; the saved keys and guesses go into `running` and `guesses`."""
         state = files.read_npz(self.scratch / "state.npz") if self.scratch else None
         if state is None or str(state["signature"]) != self.signature:
@@ -265,7 +276,7 @@ class Search:
         log.info("search: goes on at clip %d of %d, where it was interrupted", start, self.pool.shape[0])
         return start
 
-    def _save(self, running: rescore.Running, start: int, guesses: torch.Tensor) -> None:
+    def _save(self, running: Running | RunningOnGpu, start: int, guesses: torch.Tensor) -> None:
         if self.scratch is None:
             return
         arrays: dict[str, Any] = {

@@ -28,6 +28,7 @@ from balance.search.config import SearchConfig
 log = logging.getLogger(__name__)
 
 WAIT_S = 1.0
+_ROWS = 1 << 12
 
 Result = tuple[Int32, Float32]
 
@@ -100,8 +101,8 @@ def search(
         if nonzero.all():
             return found
     else:  # no search reads the pool, so look here whether all of it is finite
-        for start in range(0, num_pool, streaming.SAMPLE_ROWS):
-            rows = torch.as_tensor(pool.read(start, min(start + streaming.SAMPLE_ROWS, num_pool)))
+        for start in range(0, num_pool, _ROWS):
+            rows = torch.as_tensor(pool.read(start, min(start + _ROWS, num_pool)))
             streaming.check_finite(rescore.lengths_of(rows.double()), pool, start)
     # A zero seed has similarity 0 with every clip: the first k of the pool.
     positions = np.tile(np.arange(k, dtype=np.int32), (len(seeds), 1))

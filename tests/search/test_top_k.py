@@ -25,7 +25,7 @@ from balance.errors import UserError
 from balance.records import Float32
 from balance.runtime import files
 from balance.runtime.threads import Workspace
-from balance.search import candidates, rescore, sizes, streaming, top_k
+from balance.search import candidates, rescore, running, sizes, streaming, top_k
 from balance.search.config import Backend, SearchConfig
 from balance.search.cosine_bound import CosineBound
 from balance.search.top_k import ArrayVectors, cached_search, search
@@ -135,7 +135,8 @@ def test_bound_holds(dtype: torch.dtype, cosine: float) -> None:
     bound = CosineBound(units.mean(dim=0), 16.0 if cosine > 0.99 else 1.0, dtype, Workspace(CPU))
     seeds, constants = bound.seeds(vectors[:50])
     wide, measured = torch.empty(1250, 96).double(), torch.empty(1250).double()
-    pool = bound.pool(vectors[50:].float(), wide, measured)
+    pool, ordinary = bound.pool(vectors[50:].float(), wide, measured)
+    assert not ordinary  # one of them is zero
     assert torch.equal(wide, vectors[50:])
     assert torch.equal(measured, lengths[50:])
     upper = (seeds.float() @ pool.float().t()).double() / bound.scale**2 + constants[:, None]
@@ -155,7 +156,7 @@ def test_a_misleading_sample(
     backend: Backend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The sampled rows are the nearest ones: the guess is too high, and the seeds are searched again."""
-    monkeypatch.setattr(streaming, "SAMPLE_ROWS", 64)
+    monkeypatch.setattr(sizes, "SAMPLE_ROWS_CPU", 64)
     monkeypatch.setattr(streaming, "SAMPLE_PIECES", 1)
     pool = crowded(1000, 20, 0.3, seed=7)
     pool[:64] = crowded(64, 20, 0.99, seed=8)
@@ -167,7 +168,7 @@ def test_a_misleading_sample(
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_neighbours_all_in_one_place(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A seed's whole top K in one short run of the pool: more of a block than the backend expects."""
-    monkeypatch.setattr(streaming, "SAMPLE_ROWS", 512)
+    monkeypatch.setattr(sizes, "SAMPLE_ROWS_CPU", 512)
     pool = crowded(3000, 20, 0.3, seed=10)
     pool[1000:1200] = crowded(200, 20, 0.99, seed=11)
     check(crowded(4, 20, 0.99, seed=12), pool, 150, backend)
@@ -196,8 +197,8 @@ def test_lists_of_the_nearest(cosine: float, monkeypatch: pytest.MonkeyPatch) ->
 def test_pairs_rescored_in_several_runs_of_seeds(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few pairs at once, little room for new keys, small copies: what large searches do with many pairs."""
     monkeypatch.setattr(sizes, "RESCORE_PAIRS", 100)
-    monkeypatch.setattr(rescore, "_MOST_ROOM", 70)
-    monkeypatch.setattr(rescore, "_TABLE_BYTES", 4000)
+    monkeypatch.setattr(running, "_MOST_ROOM", 70)
+    monkeypatch.setattr(rescore, "TABLE_BYTES", 4000)
     pool = crowded(900, 20, 0.5, seed=33)
     pool[300:600] = pool[0]
     for k in (3, 200, 900):
@@ -237,14 +238,14 @@ def test_zero_vectors_among_negative_similarities() -> None:
 
 def test_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """The table of keys, 16 bytes x seeds x k, is let go before the results are used, not when garbage is collected."""
-    kept: weakref.WeakSet[rescore.Running] = weakref.WeakSet()
+    kept: weakref.WeakSet[running.Running] = weakref.WeakSet()
 
-    def running(*args: Any) -> rescore.Running:
+    def watched(*args: Any) -> running.Running:
         kept.add(made := original(*args))
         return made
 
-    original = rescore.Running
-    monkeypatch.setattr(rescore, "Running", running)
+    original = running.Running
+    monkeypatch.setattr(streaming, "Running", watched)
     vectors = crowded(50, 6, 0.5, seed=40)
     gc.disable()
     try:

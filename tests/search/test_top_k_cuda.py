@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+import threading
 import types
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ import torch
 from balance.errors import UserError
 from balance.records import Float32
 from balance.runtime.threads import Workspace
-from balance.search import candidates, streaming
+from balance.search import candidates, sizes, streaming
 from balance.search.config import Backend, SearchConfig
 from balance.search.cosine_bound import CosineBound
-from balance.search.sizes import Sizes, usual_sizes
+from balance.search.sizes import ROWS_MULTIPLE, Sizes, usual_sizes
 from balance.search.top_k import ArrayVectors, cached_search, search
 from tests.search_reference import crowded, midpoints, reference
 from tests.simulated_cuda import cuda, simulated, tensor_core
@@ -145,9 +146,9 @@ def test_the_bound_covers_sums_that_are_always_cut(width: int, spare_bits: int) 
     assert (row.double() ** 2).sum() == 2**34
     bound = CosineBound(torch.zeros(dim).double(), 1.0, torch.float16, Workspace(CPU))
     seeds, constants = bound.seeds(row.double())
-    pool = bound.pool(row, torch.empty(1, dim).double(), torch.empty(1).double())
+    pool, _ = bound.pool(row, torch.empty(1, dim).double(), torch.empty(1).double())
     assert torch.equal(seeds[:, :dim].float(), row / 2**17)
-    with candidates._sums_in_float32(torch.device("cuda")):
+    with candidates._sums_in_float32():
         product = tensor_core(width, spare_bits)
         assert float(product(seeds[:, :dim], pool[:, :dim].t())) < 1  # cut indeed
         assert float(product(seeds, pool.t())) + float(constants) >= 1
@@ -193,12 +194,13 @@ def test_sizes_follow_what_is_free() -> None:
         for dim in (8, 512):
             with simulated(memory_bytes=free_bytes):
                 first_pass = candidates.TorchSearch(torch.device("cuda", 1))
-                sizes = usual_sizes(22_160, 2_041_789, dim, first_pass)
-            pairs = sizes.block_rows * 4096
-            assert pairs < 2**31
-            assert 4 * pairs <= free_bytes // 2
-            assert sizes.rescore_pairs * 100 <= free_bytes // 8
-            assert sizes.gather_pairs * 24 * dim <= free_bytes // 8
+                usual = usual_sizes(22_160, 2_041_789, dim, first_pass)
+            pairs = usual.block_rows * 22_160
+            assert 2 * pairs < 2**31 or usual.block_rows == ROWS_MULTIPLE
+            assert 4 * pairs <= free_bytes // 2 or usual.block_rows == ROWS_MULTIPLE
+            assert usual.rescore_pairs * 100 <= free_bytes // 8
+            assert usual.new_pairs * 80 <= free_bytes // 8
+            assert usual.sample_rows * 14 * dim <= free_bytes // 8
 
 
 def test_the_usual_sizes_fit(caplog: pytest.LogCaptureFixture) -> None:
@@ -218,13 +220,14 @@ def test_the_usual_sizes_fit(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_out_of_memory_halves_the_block(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """And gives back the work space of the whole one."""
+    monkeypatch.setattr(sizes, "SAMPLE_ROWS_GPU", 256)
     vectors = crowded(2040, 64, 0.9, seed=21)
     seeds, pool, device = vectors[:40], vectors[40:], torch.device("cuda", 1)
     caplog.set_level(logging.INFO)
 
     class Watched(ArrayVectors):
         def read(self, start: int, stop: int) -> Float32:
-            used[stop - start] = machine.used_bytes[1]
+            used.setdefault(stop - start, machine.used_bytes[1])  # of the first: later ones are read ahead
             return super().read(start, stop)
 
     with simulated() as machine:
@@ -281,20 +284,52 @@ def test_all_work_is_on_the_device_that_was_asked_for(config: SearchConfig) -> N
 
 
 def test_the_host_waits_a_few_times_per_block() -> None:
-    """By line of the source where it is more than said here."""
+    """For whether lengths are ordinary, the groups and the pairs that reach, those near a midpoint, and a buffer that
+    has long been copied; by line of the source where it is more than said here."""
     vectors = crowded(4020, 16, 0.5, seed=24)
+    machine_device = torch.device("cuda", 0)
 
     def waits(num_pool: int) -> Any:
+        pool = ArrayVectors(vectors[20:][:num_pool])
         with simulated() as machine:
-            search(
-                vectors[:20], ArrayVectors(vectors[20:][:num_pool]), 30, TORCH, device=machine_device, block_rows=100
-            )
+            search(vectors[:20], pool, 30, TORCH, device=machine_device, block_rows=80)
+        assert all(contiguous for _, contiguous, _ in machine.copies)
+        assert [pinned for _, _, pinned in machine.copies[2:]] == [True] * (num_pool // 80)  # after seeds and sample
         return machine.syncs
 
-    machine_device = torch.device("cuda", 0)
     few, many = waits(2000), waits(4000)
+    assert sum(few.values()) <= 25 * 5 + 15
     many.subtract(few)
-    assert sum(many.values()) <= 20 * 13, many
+    assert sum(many.values()) <= 25 * 5, many
+
+
+def test_a_block_is_read_while_the_one_before_is_searched() -> None:
+    """Beside the thread that searches, one block ahead of it, from the second on."""
+    vectors = crowded(420, 16, 0.5, seed=24)
+    read_in: list[tuple[int, str]] = []
+
+    class Watched(ArrayVectors):
+        def read(self, start: int, stop: int) -> Float32:
+            read_in.append((start, threading.current_thread().name.split("_")[0]))
+            return super().read(start, stop)
+
+    with simulated():
+        search(vectors[:20], Watched(vectors[20:]), 30, TORCH, device=torch.device("cuda", 1), block_rows=100)
+    here = threading.current_thread().name
+    assert read_in == [(0, here), (0, here), *((start, "pool reader") for start in (100, 200, 300))]
+
+
+def test_what_a_reader_meets_is_raised_by_the_search() -> None:
+    vectors = crowded(420, 16, 0.5, seed=24)
+
+    class Torn(ArrayVectors):
+        def read(self, start: int, stop: int) -> Float32:
+            if threading.current_thread() is not threading.main_thread():
+                raise UserError("part-3.arrow became shorter while it was read")
+            return super().read(start, stop)
+
+    with simulated(), pytest.raises(UserError, match="became shorter"):
+        search(vectors[:20], Torn(vectors[20:]), 30, TORCH, device=torch.device("cuda", 1), block_rows=100)
 
 
 def test_a_search_goes_on_where_it_was_interrupted(
@@ -302,7 +337,7 @@ def test_a_search_goes_on_where_it_was_interrupted(
 ) -> None:
     monkeypatch.setattr(streaming, "SAVE_AFTER_S", 0.0)
     monkeypatch.setattr(streaming, "GROUP_ROWS", 100)
-    monkeypatch.setattr(streaming, "usual_sizes", lambda *_: Sizes(50, 1000, 1000))
+    monkeypatch.setattr(streaming, "usual_sizes", lambda *_: Sizes(4096, 4096, 50, 1000, 1000))
     caplog.set_level(logging.INFO)
     vectors = crowded(1020, 16, 0.9, seed=25)
 
