@@ -28,7 +28,7 @@ from balance.probe.config import Judge, ProbeConfig
 from balance.probe.data import ProbeData, Side
 from balance.probe.features import BLOCK_ROWS
 from balance.probe.logistic import Columns, fit
-from balance.probe.ranking_metrics import Ranking, macro
+from balance.probe.ranking_metrics import Ranking, mean
 from balance.probe.runner import Probe
 from balance.records import Labels
 from balance.search.top_k import ArrayVectors
@@ -103,7 +103,8 @@ def large(given: argparse.Namespace, folder: Path) -> dict[str, float]:
     arm = training_sets.Arm(
         training_sets.NEIGHBOURS, training_sets.NEIGHBOURS, 9, rows, probe.fitter.folds[chooser].astype(np.int8)
     )
-    fit_result = probe.fit(arm, probe.judge_for([arm]), None)
+    judge = probe.judge_for([arm])
+    fit_result = probe.fit(arm, judge, probe.penalty([arm], judge, None))
     seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu
     size = f"{given.seeds:,} + {given.pool:,} clips x {given.dim} x {given.labels} labels"
     print(f"{size}: {seconds:.1f} s ({cpu_seconds:.0f} s of cores)")
@@ -159,7 +160,7 @@ def small() -> float:
             axis=1,
         )
         maps = [
-            float(macro(Ranking(np.asarray(s, dtype=np.float32), new_truth).figures().ap)[0])
+            mean(Ranking(np.asarray(s, dtype=np.float32), new_truth).figures().ap)
             for s in (ours.scores(torch.from_numpy(queries)).numpy(), theirs)
         ]
         print(f"  λ = {penalty:g}: mAP {maps[0]:.5f}, scikit-learn {maps[1]:.5f}")

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from balance.probe import bootstrap, logistic, sentences, training_sets
-from balance.probe.bootstrap import EQUIVALENCE, Estimate, Verdict
+from balance.probe import intervals, logistic, sentences, training_sets
 from balance.probe.data import ProbeData
-from balance.probe.estimates import FIGURES, Estimates, Group, groups_of
+from balance.probe.estimates import Estimates, Group, groups_of
 from balance.probe.findings import (
     ArmFindings,
     Comparison,
@@ -26,12 +25,14 @@ from balance.probe.findings import (
     LabelFindings,
     rounded,
 )
-from balance.probe.ranking_metrics import macro
-from balance.probe.results import CLASSIFIERS, Table
+from balance.probe.intervals import EQUIVALENCE, RESOLVE, Estimate, Verdict
+from balance.probe.ranking_metrics import mean
+from balance.probe.results import FIGURES, Table
 from balance.probe.runner import Probe
 from balance.probe.sentences import FALSE_DISCOVERIES, MIN_POSITIVES
 from balance.records import Bool, Float64
 
+LABELS_AT_ONCE = 32  # deviations of 20,000 videos x 32 labels x 6 arms: 31 MB
 MIN_VIDEOS = 30  # of evaluation clips, and of held-out seeds, below which nothing is judged
 
 
@@ -44,15 +45,20 @@ class _Finder:
     def __init__(self, probe: Probe, table: Table) -> None:
         self.probe, self.data, self.table = probe, probe.data, table
         self.groups = groups_of(table.fits)
-        self.estimates = Estimates(table, probe.seed)
+        self.estimates = Estimates(table)
+        self.figures = [name for name in FIGURES if "_ancestors" in self.data.label_sets or "ancestors" not in name]
         self.too_few = too_few(self.data)
-        too_few_seeds = _too_few_videos(int(self.data.seeds.groups.max(initial=-1)) + 1, "held-out seeds'")
+        too_few_seeds = _too_few_videos(int(self.data.seeds.groups.max(initial=-1)) + 1, "held-out")
         self.no_k = too_few_seeds or self._unfinished_words(self._selection_groups())
         self.recommended = None if self.no_k else table.recommended
         self.headline = self._headline()
+        self.comparisons = self._comparisons()
+        self.conclusions = sentences.conclusions_of(self.comparisons)
+        if self.recommended is not None and (veto := sentences.veto(self.conclusions, self.recommended)):
+            self.recommended, self.no_k = None, veto
 
     def find(self) -> Findings:
-        evaluated = ~np.isnan(self.table.evaluations[0][CLASSIFIERS[0]].point.ap[0])
+        evaluated = ~np.isnan(self.table.evaluations[0][self.table.readings[0]].ap)
         config, data = self.probe.config, self.data
         found = Findings(
             same_space=data.same_space,
@@ -67,8 +73,9 @@ class _Finder:
             judged_in=self.table.judged_in,
             steps=config.steps,
             draws=config.draws,
-            bootstrap=config.bootstrap,
             votes=config.votes,
+            network_steps=config.network_steps,
+            readings=self.table.readings,
             recommended_k=self.recommended,
             headline=None if self.headline is None else self.headline.title,
             heldout_gains=tuple(
@@ -76,7 +83,8 @@ class _Finder:
                 for k, gain in self.table.heldout_gains.items()
             ),
             arms=tuple(self._arm(group) for group in self.groups),
-            comparisons=tuple(self._comparisons()),
+            comparisons=tuple(self.comparisons),
+            conclusions=self.conclusions,
             labels=tuple(self._labels()),
             labels_not_in_evaluation=tuple(
                 data.names.get(label, label)
@@ -101,7 +109,7 @@ class _Finder:
         of_k = {g.k: g for g in self.groups if g.rule == training_sets.NEIGHBOURS}
         if self.recommended is not None:
             return of_k.get(self.recommended)
-        values = {k: float(macro(self.table.fits[g.fits[0]].heldout[None])[0]) for k, g in of_k.items()}
+        values = {k: mean(self.table.fits[g.fits[0]].heldout) for k, g in of_k.items()}
         known = {k: v for k, v in values.items() if not np.isnan(v)}
         return of_k[max(known, key=lambda k: known[k])] if known else None
 
@@ -123,12 +131,14 @@ class _Finder:
             penalty_by_draw=tuple(fit.penalty for fit in fits) if len(fits) > 1 else (),
             labels_not_trained=int((~first.trained).sum()),
             unfinished=float(f"{max(fit.unfinished for fit in fits):.3g}"),
-            heldout_map=rounded(float(np.mean([macro(fit.heldout[None])[0] for fit in fits]))),
+            heldout_map=rounded(float(np.mean([mean(fit.heldout) for fit in fits]))),
             readings={
-                name: {figure: Interval.of(self.estimates.level(group, name, figure)) for figure in FIGURES}
-                for name in CLASSIFIERS
+                name: {figure: Interval.of(self.estimates.level(group, name, figure)) for figure in self.figures}
+                for name in self.table.readings
             },
-            map_by_draw=tuple(rounded(self.estimates.summary(i, CLASSIFIERS[0], "map")[0]) for i in group.fits)
+            map_by_draw=tuple(
+                rounded(float(value)) for value in self.estimates.by_draw(group, self.table.readings[0], "map")
+            )
             if len(fits) > 1
             else (),
         )
@@ -152,21 +162,25 @@ class _Finder:
     def _compare(self, group: Group, reference: Group) -> list[Comparison]:
         own = self.table.fits[group.fits[0]].arm.rows
         same = len(reference.fits) > 1 and all(np.array_equal(self.table.fits[i].arm.rows, own) for i in reference.fits)
+        num_videos = int(self.data.evaluation.groups.max(initial=-1)) + 1
         out = []
-        for classifier in CLASSIFIERS:
-            unfinished = self._unfinished_words([group, reference]) if classifier == "logistic" else None
-            for figure in FIGURES:
-                estimate = self.estimates.difference(group, reference, classifier, figure)
+        for reading in self.table.readings:
+            unfinished = self._unfinished_words([group, reference], reading)
+            for figure in self.figures:
+                estimate = self.estimates.difference(group, reference, reading, figure)
                 verdict, words = self._judge(estimate, figure, same, unfinished)
+                wanted = estimate.videos_for(RESOLVE, num_videos)
                 out.append(
                     Comparison(
                         arm=group.title,
                         against=reference.title,
                         against_rule=reference.rule,
                         k=group.k,
-                        reading=classifier,
+                        reading=reading,
                         figure=figure,
                         **dataclasses.asdict(Interval.of(estimate)),
+                        detectable=rounded(estimate.detectable()),
+                        videos_to_resolve=int(wanted) if np.isfinite(wanted) else None,
                         verdict=verdict,
                         words=words,
                     )
@@ -180,11 +194,18 @@ class _Finder:
             return Verdict.too_few, self.too_few
         if unfinished:
             return Verdict.not_finished, unfinished
-        margin = EQUIVALENCE if figure == "map" else None  # ±0.005 is stated for mAP
+        margin = None if figure == "d_prime" else EQUIVALENCE  # ±0.005 is stated for mAP
         return estimate.verdict(margin), estimate.words(margin)
 
-    def _unfinished_words(self, groups: Sequence[Group]) -> str | None:
-        if all(self.table.fits[i].unfinished <= logistic.SETTLED for group in groups for i in group.fits):
+    def _unfinished_words(self, groups: Sequence[Group], reading: str | None = None) -> str | None:
+        """Why nothing is said of these arms, by a reading of the table (None: by their held-out seeds)."""
+        table = self.table
+        each = [
+            table.fits[i].unfinished if reading is None else table.evaluations[i][reading].unfinished
+            for group in groups
+            for i in group.fits
+        ]
+        if max(each) <= logistic.SETTLED:
             return None
         return f"not finished: a fit ended at probe.steps={self.probe.config.steps} passes before its scores settled"
 
@@ -196,8 +217,7 @@ class _Finder:
         counts = data.evaluation.labels.counts()
         in_seeds, in_pool = data.seeds.labels.counts(), data.pool.labels.counts()
         ap = {
-            g.title: np.mean([table.evaluations[i][CLASSIFIERS[0]].point.ap[0] for i in g.fits], axis=0)
-            for g in self.groups
+            g.title: np.mean([table.evaluations[i][table.readings[0]].ap for i in g.fits], axis=0) for g in self.groups
         }
         gain, low, high, p, resolved = self._label_gains(self.headline)
         return [
@@ -225,19 +245,32 @@ class _Finder:
         if reference is None:
             nothing = np.full(len(counts), np.nan)
             return nothing, nothing, nothing, nothing, np.zeros(len(counts), dtype=bool)
-        gain, replicates = self.estimates.label_differences(headline, reference)
-        each = [bootstrap.estimate(float(gain[i]), replicates[:, i], (-1.0, 1.0)) for i in range(len(gain))]
-        p = bootstrap.p_values(gain, replicates)
+        gain, spread, freedom = self._label_differences(headline, reference)
+        each = [Estimate(*values, 0.0, (-1.0, 1.0)) for values in zip(gain, np.sqrt(spread), freedom, strict=True)]
+        low, high = np.array([one.interval() for one in each]).T
+        p = intervals.p_values(gain, spread, freedom)
         p[counts < MIN_POSITIVES] = np.nan
         if self.too_few or self._unfinished_words([headline, reference]):
             p[:] = np.nan
-        resolved = bootstrap.benjamini_hochberg(p, FALSE_DISCOVERIES)
-        return gain, np.array([e.low for e in each]), np.array([e.high for e in each]), p, resolved
+        resolved = intervals.benjamini_hochberg(p, FALSE_DISCOVERIES)
+        return gain, low, high, p, resolved
+
+    def _label_differences(self, group: Group, reference: Group) -> tuple[Float64, Float64, Float64]:
+        """AP differences of each label by the linear reading, their variance and degrees of freedom: (L,) each."""
+        videos = self.data.evaluation.groups
+        rankings = [self.probe.ranking(self.table.fits[i]) for i in (*group.fits, *reference.fits)]
+        ap = np.stack([ranking.figures().ap for ranking in rankings])
+        parts = []
+        for labels in np.array_split(np.arange(ap.shape[1]), max(1, ap.shape[1] // LABELS_AT_ONCE)):
+            each = np.stack([intervals.by_group(ranking.without_each_clip(labels), videos) for ranking in rankings])
+            parts.append(intervals.against_draws(ap[0, labels], each[0], ap[1:, labels], each[1:])[:3])
+        gain, spread, freedom = (np.concatenate(values) for values in zip(*parts, strict=True))
+        return gain, spread, freedom
 
 
 def too_few(data: ProbeData) -> str | None:
     """Why the evaluation clips cannot judge a difference, in words; None where they can."""
-    if words := _too_few_videos(int(data.evaluation.groups.max(initial=-1)) + 1, "evaluation clips'"):
+    if words := _too_few_videos(int(data.evaluation.groups.max(initial=-1)) + 1, "evaluation"):
         return words
     counts = data.evaluation.labels.counts()
     judged, enough = int((counts > 0).sum()), int((counts >= MIN_POSITIVES).sum())
@@ -249,4 +282,4 @@ def too_few(data: ProbeData) -> str | None:
 def _too_few_videos(num: int, whose: str) -> str | None:
     if num >= MIN_VIDEOS:
         return None
-    return f"too few to judge: the {whose} bootstrap draws {num} videos, and at least {MIN_VIDEOS} are needed"
+    return f"too few to judge: the {whose} clips are of {num} videos, and at least {MIN_VIDEOS} are needed"

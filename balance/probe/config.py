@@ -35,12 +35,12 @@ class ProbeConfig:
     steps: int = key(600, "passes over its rows that a fit may take for one λ; it ends when its scores settle")
     folds: int = key(5, "folds over the held-out seeds")
     judge: Judge = key(Judge.auto, "judge each label in all folds or in one; auto: by the size of the table")
-    votes: int = key(20, "nearest clips that vote in the second classifier")
-    bootstrap: int = key(1000, "bootstrap replicates")
+    votes: int = key(20, "nearest clips that vote in the k-NN reading")
+    network_steps: int = key(500, "steps of 512 clips that the small network is trained for")
     memory_bytes: int = key(2 << 30, "training sets above it are read anew in every pass")
 
     def __post_init__(self) -> None:
-        for name, least in (("draws", 2), ("steps", 2), ("folds", 2), ("votes", 1), ("bootstrap", 100)):
+        for name, least in (("draws", 2), ("steps", 2), ("folds", 2), ("votes", 1), ("network_steps", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"probe.{name}={getattr(self, name)}: at least {least}")
         if not self.k or min(self.k) < 1 or len(set(self.k)) < len(self.k):

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import scipy.sparse
 
 from balance.data.clip_ids import comparable
 from balance.data.config import DatasetConfig, Ids
@@ -59,10 +60,42 @@ class ProbeData:
     names: dict[str, str]
     missing: dict[str, int]
     clips: Mapping[str, Index]  # seeds, pool, eval: the index rows of each side, in its order
+    implies: Any = None  # CSR (L, L): the labels that each label implies, itself included; None: no ontology
+    sources: Int64 | None = None  # (P,) the group of the seeds whose source a pool clip shares, −1: none
 
     @property
     def label_ids(self) -> tuple[str, ...]:
         return self.seeds.labels.names
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.label_ids)
+
+    @property
+    def parents(self) -> Int64:
+        """The labels that another one implies: with the ontology's ancestors added they are on more clips."""
+        if self.implies is None:
+            return np.empty(0, dtype=np.int64)
+        return np.flatnonzero(np.asarray(self.implies.sum(axis=0)).ravel() > 1)
+
+    @property
+    def label_sets(self) -> dict[str, Int64]:
+        """The columns of `targets` that a mean over labels is of: as given, and with the ontology's ancestors."""
+        given = np.arange(self.num_labels)
+        if not len(self.parents):
+            return {"": given}
+        completed = given.copy()
+        completed[self.parents] = self.num_labels + np.arange(len(self.parents))
+        return {"": given, "_ancestors": completed}
+
+    def targets(self, side: Side) -> Any:
+        """CSR (n, C) of ones: the labels as given, then `parents` with the clips that imply them."""
+        given = side.labels.matrix()
+        if not len(self.parents):
+            return given
+        implied = (given @ self.implies)[:, self.parents]
+        implied.data[:] = 1
+        return scipy.sparse.hstack([given, implied], format="csr")
 
 
 def videos(ids: Any, ids_as: Ids) -> Int64:

@@ -10,8 +10,9 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from balance.probe import training_sets
-from balance.probe.bootstrap import EQUIVALENCE, Verdict
 from balance.probe.findings import ArmFindings, Findings, Interval
+from balance.probe.intervals import EQUIVALENCE, Verdict
+from balance.probe.sentences import reading_name
 from balance.report.svg import (
     CHOSEN,
     GAIN,
@@ -39,6 +40,7 @@ POOLS = {
     training_sets.POOL: ("D", 8, 1.05, "whole pool"),
     training_sets.POOL_WEIGHTED: ("*", 11, 1.12, "whole pool, weighted"),
 }
+MARKERS = "oDs^v<>P"  # of the readings
 NUM_LABELS = 14  # in the figure of labels: the strongest gains and losses, so many in all
 
 
@@ -72,8 +74,7 @@ def size_curve(found: Findings, classifier: str) -> Markup:
         axes.set_ylabel("mAP")
         if axes.get_legend_handles_labels()[0]:
             legend(axes, columns=3)
-        word = {"logistic": "logistic regression", "knn": "k-NN vote"}[classifier]
-        return svg(plot, f"map against the number of training clips, {word}")
+        return svg(plot, f"mAP against the number of training clips, {reading_name(classifier)}")
 
 
 def _line(
@@ -136,18 +137,23 @@ def gain_forest(found: Findings) -> Markup:
     names = list(dict.fromkeys(r.arm for r in rows))
     if not names:
         return Markup()
-    with canvas(8.6, 0.9 + 0.62 * len(names)) as (plot, (axes,)):
+    with canvas(8.6, 1.4 + 0.8 * len(names)) as (plot, (axes,)):
         axes.axvspan(-EQUIVALENCE, EQUIVALENCE, color=RULE, alpha=0.7, linewidth=0, zorder=0)
         axes.axvline(0.0, color=INK, linewidth=1)
+        readings = list(dict.fromkeys(r.reading for r in rows))
         for row in rows:
-            first = row.reading == "logistic"
-            y = names.index(row.arm) + (-0.14 if first else 0.16)
+            at = readings.index(row.reading)
+            y = names.index(row.arm) + 0.62 * ((at + 0.5) / len(readings) - 0.5)
             colour = {Verdict.gain: GAIN, Verdict.loss: LOSS}.get(row.verdict, QUIET)
-            axes.plot([_number(row.low), _number(row.high)], [y, y], color=colour, linewidth=2.4 if first else 1.3)
+            axes.plot([_number(row.low), _number(row.high)], [y, y], color=colour, linewidth=2.4 if at == 0 else 1.3)
             axes.plot(
-                [_number(row.value)], [y], marker="o" if first else "D", color=colour, markersize=8 if first else 5,
-                markerfacecolor=colour if first else PAPER, linestyle="none",
+                [_number(row.value)], [y], marker=MARKERS[at % len(MARKERS)], color=colour,
+                markersize=8 if at == 0 else 5, markerfacecolor=colour if at == 0 else PAPER, linestyle="none",
             )  # fmt: skip
+        for at, reading in enumerate(readings):
+            axes.plot([], [], marker=MARKERS[at % len(MARKERS)], color=INK, linestyle="none",
+                      markerfacecolor=INK if at == 0 else PAPER, label=reading_name(reading))  # fmt: skip
+        legend(axes, columns=4)
         axes.set_xlabel("mAP above as many random pool clips (0: no difference)")
         _named_rows(axes, [short_name(name) for name in names])
         return svg(plot, "Gain in mAP over random picks of the same number")

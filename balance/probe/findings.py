@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from balance.probe.bootstrap import Estimate, Verdict
+from balance.probe.intervals import Estimate, Verdict
 
 
 def rounded(value: float) -> float | None:
@@ -19,7 +19,7 @@ def rounded(value: float) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A figure with its 95 % interval and its bootstrap standard error."""
+    """A figure with its 95 % interval and its standard error."""
 
     value: float | None
     low: float | None
@@ -29,7 +29,7 @@ class Interval:
     @staticmethod
     def of(estimate: Estimate) -> Interval:
         """Of an estimate."""
-        return Interval(*(rounded(x) for x in (estimate.value, estimate.low, estimate.high, estimate.error)))
+        return Interval(*(rounded(x) for x in (estimate.value, *estimate.interval(), estimate.error)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,8 @@ class HeldoutGain:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArmFindings:
     """One arm of the table. draws: None for a single set; penalty_path: (λ, held-out mAP) pairs of its first set;
-    penalty_by_draw: λ of every draw; unfinished: see `results.FitResult`; readings: classifier -> figure -> interval;
-    map_by_draw: of the first classifier."""
+    penalty_by_draw: λ of every draw; unfinished: see `results.FitResult`; readings: reading -> figure -> interval;
+    map_by_draw: by the first reading."""
 
     arm: str
     rule: str
@@ -83,7 +83,9 @@ class ArmFindings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """An arm minus a reference arm, by one classifier (`reading`) and one figure."""
+    """An arm minus a reference arm, by one reading and one figure. detectable: the smallest true difference that would
+    be resolved in 80 of 100 such probes; videos_to_resolve: evaluation videos with which that would be 0.01, None where
+    no number would do (the draws' luck alone is larger: more draws) or nothing can be told."""
 
     arm: str
     against: str
@@ -95,7 +97,24 @@ class Comparison:
     low: float | None
     high: float | None
     error: float | None
+    detectable: float | None
+    videos_to_resolve: int | None
     verdict: Verdict
+    words: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conclusion:
+    """What all readings say of an arm's mAP against a reference. agree: whether their verdicts are one; verdict: that
+    one, None where they differ; by_reading: each one's verdict; words: the conclusion, or what they disagree on."""
+
+    arm: str
+    against: str
+    against_rule: str
+    k: int | None
+    agree: bool
+    verdict: Verdict | None
+    by_reading: Mapping[str, Verdict]
     words: str
 
 
@@ -125,13 +144,15 @@ class Findings:
     judged_in: str
     steps: int
     draws: int
-    bootstrap: int
     votes: int
+    network_steps: int
+    readings: tuple[str, ...]
     recommended_k: int | None
     headline: str | None
     heldout_gains: tuple[HeldoutGain, ...]
     arms: tuple[ArmFindings, ...]
     comparisons: tuple[Comparison, ...]
+    conclusions: tuple[Conclusion, ...]
     labels: tuple[LabelFindings, ...]
     labels_not_in_evaluation: tuple[str, ...]
     warnings: tuple[str, ...] = ()

@@ -1,13 +1,14 @@
-"""One training set, fitted: λ chosen on held-out seeds, then a fit on all its rows.
+"""One λ per size of training set, chosen on held-out seeds, and the fits at it.
 
-In: `ProbeData` and an arm; out: `FitResult`. λ is judged over folds of the seeds, the same folds for all arms; a fold
-excludes what only its seeds chose. The path over λ starts at the largest and goes beyond the grid by itself where the
-best λ lies at an end of it. The evaluation clips are not known here.
+In: `ProbeData` and arms; out: `Penalty`, `FitResult`. λ is judged over folds of the seeds, the same folds for all arms;
+a fold excludes what only its seeds chose. Arms of one size share their λ: chosen for each alone it is noise where seeds
+are few, and that noise would be in every difference. The path over λ starts at the largest and goes beyond the grid by
+itself where the best λ lies at an end of it. The evaluation clips are not known here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import scipy.sparse
@@ -16,13 +17,13 @@ import torch
 from balance.data.vipant_index import index_weights
 from balance.errors import UserError
 from balance.probe import training_sets
-from balance.probe.bootstrap import resample
 from balance.probe.config import Judge, ProbeConfig
 from balance.probe.data import ProbeData
 from balance.probe.features import Space, TrainingSet
+from balance.probe.intervals import by_group
 from balance.probe.logistic import SETTLED, Columns, Fit, Solver
-from balance.probe.ranking_metrics import Ranking, macro
-from balance.probe.results import FitResult
+from balance.probe.ranking_metrics import Ranking, mean
+from balance.probe.results import FitResult, Penalty
 from balance.probe.training_sets import Arm
 from balance.records import Float32, Float64, Int64, Labels
 
@@ -48,22 +49,27 @@ class Fitter:
         if len(data.seeds) < config.folds:
             raise UserError(f"probe.folds={config.folds}: there are only {len(data.seeds)} seeds; type probe.folds=2")
         self.data, self.config, self.device, self._progress = data, config, device, progress
-        self.num_labels = len(data.label_ids)
+        self.num_labels = data.num_labels
         self.space = Space.of(data.pool.vectors)
         self._seeds = self.space.standardise(data.seeds.vectors.read(0, len(data.seeds)))
-        self._seed_truth, self._pool_truth = data.seeds.labels.matrix(), data.pool.labels.matrix()
+        self._seed_truth, self._pool_truth = data.targets(data.seeds), data.targets(data.pool)
         of_pool = self.space.standardise(data.pool.vectors.take(_evenly(len(data.pool))))
         self._watched = torch.from_numpy(np.concatenate([self._seeds[_evenly(len(data.seeds))], of_pool])).to(device)
         rng = np.random.default_rng([seed, 0])
         self.folds = training_sets.fold_seeds(data.seeds.labels, data.seeds.groups, config.folds, rng)
-        self._heldout_weights = resample(data.seeds.groups, config.bootstrap, np.random.default_rng([seed, 11]))
+        self._group_folds = np.zeros(int(data.seeds.groups.max(initial=0)) + 1, dtype=np.int64)
+        self._group_folds[data.seeds.groups] = self.folds
         self._pool_weights: Float32 | None = None
 
     def training_set(self, arm: Arm) -> TrainingSet:
         """The rows of an arm: seeds, then its pool clips."""
         num_seeds = len(self.data.seeds)
         folds = np.arange(self.config.folds)
-        held_out = np.concatenate([self.folds[:, None] == folds, arm.excluded_fold[:, None] == folds])
+        excluded = arm.excluded_fold[:, None] == folds
+        if self.data.sources is not None:
+            sources = self.data.sources[arm.rows]
+            excluded |= np.where(sources >= 0, self._group_folds[sources], -1)[:, None] == folds
+        held_out = np.concatenate([self.folds[:, None] == folds, excluded])
         weights = np.ones(num_seeds + len(arm.rows), dtype=np.float32)
         if arm.weighted:
             if self._pool_weights is None:
@@ -85,7 +91,7 @@ class Fitter:
     def heldout_columns(self, judge: Judge) -> Columns:
         """The (label, fold) pairs in which labels are judged: all, or for each label the fold with most positives."""
         positives = np.stack(
-            [np.asarray(self._seed_truth[self.folds == f].sum(axis=0)).ravel() for f in range(self.config.folds)]
+            [self.data.seeds.labels.take(np.flatnonzero(self.folds == f)).counts() for f in range(self.config.folds)]
         )  # (F, L)
         known = positives.sum(axis=0) > 0
         pairs = np.full(positives.shape, judge is Judge.all)
@@ -94,29 +100,33 @@ class Fitter:
         folds, labels = np.nonzero(pairs & known)
         return Columns(labels.astype(np.int64), folds.astype(np.int64))
 
-    def fit(self, arm: Arm, judge: Judge, path: Float64 | None) -> FitResult:
-        """path: of the arm whose λ this one shares; None: λ is chosen here."""
-        examples = self.training_set(arm)
-        heldout = Solver(examples, self.heldout_columns(judge), self._watched, device=self.device)
-        if path is None:
-            path, heldout = self._choose_penalty(heldout, arm.title)
-        penalty = best_penalty(path)
-        self._settle(heldout, penalty, arm.title)
-        columns = Columns(np.arange(self.num_labels), np.full(self.num_labels, -1, dtype=np.int64))
+    def fit(self, arm: Arm, judge: Judge, penalty: Penalty) -> FitResult:
+        """The fit at a λ that is chosen, and how it does on the held-out seeds."""
+        examples, heldout_columns = self.training_set(arm), self.heldout_columns(judge)
+        heldout = Solver(examples, heldout_columns, self._watched, device=self.device)
+        heldout.begin(heldout_columns.labels, penalty.weight, penalty.bias, penalty.best)
+        self._settle(heldout, penalty.best, arm.title)
+        every = np.arange(self._seed_truth.shape[1])
+        columns = Columns(every, np.full(len(every), -1, dtype=np.int64))
         everywhere = Solver(examples, columns, self._watched, device=self.device, start=heldout)
-        self._settle(everywhere, penalty, arm.title)
+        self._settle(everywhere, penalty.best, arm.title)
         fit, judged = everywhere.result(), heldout.result()
-        ranking = self._heldout_ranking(judged, heldout.columns)
+        ranking, given = self._heldout_ranking(judged, heldout.columns), np.arange(self.num_labels)
+        _, _, deviations = ranking.evaluate({"": given})
+        groups = self.data.seeds.groups
+        nested = arm.rule in (training_sets.SEEDS, training_sets.NEIGHBOURS)
+        each = by_group(ranking.without_each_clip(given if nested else given[:0]), groups)
         left = max(float(one.left.max(initial=0.0)) for one in (fit, judged))
         return FitResult(
             arm=arm,
-            penalty=penalty,
-            path=path,
+            penalty=penalty.best,
+            path=penalty.path,
             weight=fit.weight.cpu().numpy(),
             bias=fit.bias.cpu().numpy(),
             trained=fit.trained,
-            heldout=ranking.figures().ap[0],
-            heldout_replicates=ranking.figures(self._heldout_weights).ap.astype(np.float32),
+            heldout=ranking.figures().ap,
+            heldout_deviations=by_group(deviations["map"], groups),
+            label_deviations=each.astype(np.float32),
             unfinished=min(left, 1.0),
         )
 
@@ -137,45 +147,57 @@ class Fitter:
             scores[np.ix_(mine, columns.labels[at])] = values
             judged[np.ix_(mine, columns.labels[at])] = True
         # A label judged in one fold: the other folds' seeds come last (−inf) as negatives, where AP does not see them.
-        truth = self._seed_truth.multiply(judged).tocsr()
+        truth = self._seed_truth[:, : self.num_labels].multiply(judged).tocsr()
         truth.eliminate_zeros()
         return Ranking(scores, truth)
 
-    def _choose_penalty(self, start: Solver, title: str) -> tuple[Float64, Solver]:
-        """λ's with their held-out macro mAP, (p, 2), λ descending, and the fit at the best of them.
+    def choose_penalty(self, arms: Sequence[Arm], judge: Judge, near: Penalty | None = None) -> Penalty:
+        """The λ of these arms' size: the best mean of their held-out mAPs, so that none has a λ to its own luck.
 
         Every second λ of the grid from the largest down, until PATIENCE in a row are worse than the best or one clearly
         is; then the two beside the best; then beyond the grid, while the best is its last on either side. Each λ starts
-        from the fit of the nearest one before it.
+        from the fit of the nearest one before it. near: of a size beside this one; the search then starts there and
+        climbs.
         """
-        grid = self.config.penalties
-        tried: dict[int, tuple[float, Solver]] = {}
+        columns = self.heldout_columns(judge)
+        solvers = [Solver(self.training_set(arm), columns, self._watched, device=self.device) for arm in arms]
+        if near is not None:
+            for solver in solvers:
+                solver.begin(columns.labels, near.weight, near.bias, near.best)
+        grid, title = self.config.penalties, arms[0].title
+        tried: dict[int, tuple[float, list[Solver]]] = {}
 
-        def judge(i: int) -> None:
+        def judge_at(i: int) -> None:
             before = [j for j in tried if j < i] or list(tried)
-            solver = (tried[min(before, key=lambda j: abs(j - i))][1] if before else start).fork()
-            self._settle(solver, _grid_value(grid, i), title, RANKED)
-            score = float(macro(self._heldout_ranking(solver.result(), solver.columns).figures().ap)[0])
-            tried[i] = (-np.inf if np.isnan(score) else score, solver)
+            start = tried[min(before, key=lambda j: abs(j - i))][1] if before else solvers
+            here = [solver.fork() for solver in start]
+            scores = []
+            for solver in here:
+                self._settle(solver, _grid_value(grid, i), title, RANKED)
+                scores.append(mean(self._heldout_ranking(solver.result(), columns).figures().ap))
+            tried[i] = (-np.inf if np.isnan(scores).any() else float(np.mean(scores)), here)
 
         def best() -> int:
             return max(tried, key=lambda i: (tried[i][0], -i))
 
-        for i in sorted({*range(0, len(grid), 2), len(grid) - 1}):
-            judge(i)
-            top = best()
-            if sum(j > top for j in tried) >= PATIENCE or tried[i][0] < tried[top][0] - CLEARLY_WORSE:
-                break
-        for i in (best() - 1, best() + 1):
-            if i in range(len(grid)) and i not in tried:
-                judge(i)
+        if near is None:
+            for i in sorted({*range(0, len(grid), 2), len(grid) - 1}):
+                judge_at(i)
+                top = best()
+                if sum(j > top for j in tried) >= PATIENCE or tried[i][0] < tried[top][0] - CLEARLY_WORSE:
+                    break
+        else:
+            judge_at(int(np.argmin(np.abs(np.log(np.array(grid) / near.best)))))
         while np.isfinite(tried[top := best()][0]):
-            following = top - 1 if top == min(tried) else top + 1 if top == max(tried) else None
-            if following is None or not -BEYOND_THE_GRID <= following < len(grid) + BEYOND_THE_GRID:
+            beside = [i for i in (top - 1, top + 1) if i not in tried]
+            beside = [i for i in beside if -BEYOND_THE_GRID <= i < len(grid) + BEYOND_THE_GRID]
+            if not beside:
                 break
-            judge(following)
+            judge_at(beside[0])
         path = np.array([(_grid_value(grid, i), tried[i][0]) for i in sorted(tried)])
-        return np.where(np.isinf(path), np.nan, path), tried[best()][1]
+        path = np.where(np.isinf(path), np.nan, path)
+        fit = tried[best()][1][0].result()
+        return Penalty(path, best_penalty(path), fit.weight.cpu().numpy(), fit.bias.cpu().numpy())
 
 
 def _evenly(num: int) -> Int64:

@@ -24,9 +24,8 @@ from balance.errors import UserError
 from balance.prepared import Prepared
 from balance.probe import conclusions, page
 from balance.probe.data import of_prepared
-from balance.probe.estimates import FIGURES
 from balance.probe.findings import Findings
-from balance.probe.results import CLASSIFIERS
+from balance.probe.results import CLASSIFIERS, FIGURES
 from balance.probe.runner import Probe
 from balance.probe.training_sets import RANDOM
 from balance.runtime import files
@@ -103,14 +102,14 @@ def write_csv(path: Path, found: Findings) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(head)
         for arm in found.arms:
-            for classifier in CLASSIFIERS:
+            for classifier in found.readings:
                 gain = gains.get((arm.arm, classifier))
                 is_fit = classifier == CLASSIFIERS[0]
                 row: list[Any] = [arm.arm, arm.rule, arm.k, arm.draws, classifier, arm.num_clips, arm.num_pool_clips]
                 row.append(round(arm.pool_share, 6))
                 row += [arm.penalty, arm.penalty_at_edge, arm.heldout_map] if is_fit else [None] * 3
                 for figure in FIGURES:
-                    value = arm.readings[classifier][figure]
-                    row += [value.value, value.low, value.high]
+                    value = arm.readings[classifier].get(figure)
+                    row += [None] * 3 if value is None else [value.value, value.low, value.high]
                 row += [None] * 4 if gain is None else [gain.value, gain.low, gain.high, gain.verdict]
                 writer.writerow(row)

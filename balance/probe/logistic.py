@@ -148,6 +148,11 @@ class _FewRows:
         """Features (w, dim) as these rows are."""
         return torch.matmul(features.to(self._centre) - self._centre, self._vectors)
 
+    def theta_of(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """What `model` turns back; of a weight only what the rows span."""
+        weight = weight.to(self._centre)
+        return torch.cat([self._vectors.T @ weight, (bias.to(self._centre) + self._centre @ weight)[None]])
+
     def model(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Weight and bias over the features as they were given, float32."""
         weight = self._vectors @ theta[:-1]
@@ -184,6 +189,9 @@ class _ManyRows:
 
     def watch(self, features: Tensor) -> Tensor:
         return features.to(self._centre) - self._centre
+
+    def theta_of(self, weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.cat([weight, (bias + self._centre @ weight)[None]])
 
     def model(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         return theta[:-1].contiguous(), theta[-1] - self._centre @ theta[:-1]
@@ -226,9 +234,7 @@ class Solver:
         self._theta = torch.zeros((len(self._rows.variances) + 1, len(columns)), device=device, dtype=self._dtype)
         self._theta[-1] = self._column(np.log(rate) - np.log1p(-rate))  # last row: bias at the centre
         if start is not None:
-            known, first = np.unique(start.columns.labels, return_index=True)
-            mine = np.flatnonzero(np.isin(columns.labels, known))
-            self._theta[:, mine] = start._theta[:, first[np.searchsorted(known, columns.labels[mine])]]
+            self._begin(start.columns.labels, start._theta)
         self._left = np.where(self.trained, np.inf, 0.0).astype(np.float32)
         self._curvatures: list[Tensor] | None = None
         if num_rows * len(columns) <= CURVATURE_VALUES:
@@ -236,6 +242,17 @@ class Solver:
             self._curvatures = [
                 torch.empty((len(block), size), device=device, dtype=torch.bfloat16) for _, block in self._rows.blocks()
             ]
+
+    def begin(self, labels: Int64, weight: Float32, bias: Float32, penalty: float) -> None:
+        """Go on from a fit of these labels at this λ on other rows, weight (dim, C) and bias (C,), instead of zero."""
+        self.penalty = penalty
+        given = (torch.as_tensor(values, device=self._device, dtype=torch.float32) for values in (weight, bias))
+        self._begin(labels, self._rows.theta_of(*given))
+
+    def _begin(self, labels: Int64, theta: Tensor) -> None:
+        known, first = np.unique(labels, return_index=True)
+        mine = np.flatnonzero(np.isin(self.columns.labels, known) & self.trained)
+        self._theta[:, mine] = theta[:, first[np.searchsorted(known, self.columns.labels[mine])]]
 
     def _column(self, values: Float64) -> Tensor:
         return torch.as_tensor(values, device=self._device, dtype=self._dtype)

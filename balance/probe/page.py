@@ -10,12 +10,15 @@ from balance.probe.figures import gain_forest, label_gains, size_curve
 from balance.probe.findings import Findings, LabelFindings
 from balance.probe.logistic import SETTLED
 from balance.probe.results import CLASSIFIERS
+from balance.probe.sentences import reading_name
 from balance.report import html
 
 
 def render(dataset: str, found: Findings) -> str:
     """The page's text."""
     of_space = 1 if found.same_space else 0
+    of_map = [row for row in found.comparisons if row.figure == "map"]
+    by_pair = {(one.arm, one.against): one for one in found.conclusions}
     return (
         html.environment()
         .get_template("probe.html")
@@ -27,12 +30,15 @@ def render(dataset: str, found: Findings) -> str:
             sentences=found.sentences[of_space:],
             settled=SETTLED,
             figures={
-                "logistic": size_curve(found, "logistic"),
-                "knn": size_curve(found, "knn"),
+                "curves": [(reading_name(name), size_curve(found, name)) for name in found.readings],
                 "forest": gain_forest(found),
                 "labels": label_gains(found),
             },
-            comparisons=[r for r in found.comparisons if r.figure == "map" and r.reading == CLASSIFIERS[0]],
+            comparisons=[(r, by_pair[r.arm, r.against]) for r in of_map if r.reading == CLASSIFIERS[0]],
+            readings=[(name, reading_name(name)) for name in found.readings],
+            label_sets=[("map", "as given"), ("map_ancestors", "with ancestors")]
+            if "map_ancestors" in found.arms[0].readings[CLASSIFIERS[0]]
+            else [("map", "as given")],
             labels=sorted((x for x in found.labels if x.gain is not None), key=_by_gain),
         )
     )

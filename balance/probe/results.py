@@ -6,26 +6,38 @@ that cannot be read is made again, never an error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from balance.probe import training_sets
-from balance.probe.bootstrap import Estimate
-from balance.probe.ranking_metrics import Figures, d_prime, macro
+from balance.probe.intervals import Estimate
 from balance.probe.training_sets import Arm
 from balance.records import Bool, Float32, Float64
 from balance.runtime import files
 
-CLASSIFIERS = ("logistic", "knn")
+CLASSIFIERS = ("logistic", "knn", "prototype", "mlp")
+FIGURES = ("map", "map_prior", "map_ancestors", "map_ancestors_prior", "d_prime")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Penalty:
+    """The λ that all training sets of one size share. path: (p, 2) λ's, descending, and their held-out mAP, the mean
+    of the arms that λ was chosen on; weight, bias: (dim, C), (C,) of the first of them there, from which fits start."""
+
+    path: Float64
+    best: float
+    weight: Float32
+    bias: Float32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FitResult:
-    """One training set, fitted. penalty: the λ used; path: (p, 2) λ and its held-out mAP (of the arm that λ was chosen
-    for); heldout: (L,) AP on held-out seeds, NaN where a label has none; heldout_replicates: (B, L); unfinished: how
-    much the next optimiser step would still move a label's scores, as a share of their spread, at most 1."""
+    """One training set, fitted. penalty: the λ used; path: see `Penalty`; heldout: (L,) AP on held-out seeds, NaN where
+    a label has none; heldout_deviations: (G,) change of their mean with each video of the seeds left out;
+    label_deviations: (G, L) likewise of each label, of nested training sets alone (else (0, L)); unfinished: how much
+    the next optimiser step would still move a label's scores, as a share of their spread, at most 1."""
 
     arm: Arm
     penalty: float
@@ -34,7 +46,8 @@ class FitResult:
     bias: Float32
     trained: Bool
     heldout: Float64
-    heldout_replicates: Float32
+    heldout_deviations: Float64
+    label_deviations: Float32
     unfinished: float
 
     @property
@@ -45,25 +58,24 @@ class FitResult:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
-    """A fit's figures on the evaluation clips by one classifier: point (1, L) and replicates (B, L), paired over all
-    fits by the same bootstrap weights."""
+    """A fit's figures on the evaluation clips by one reading. ap: (L,) of each label; values: of FIGURES, NaN where
+    undefined; deviations: (len(FIGURES), G) their change with each video left out, paired over all fits; unfinished:
+    of the fit, 0 where nothing is fitted step by step."""
 
-    point: Figures
-    replicates: Figures
+    ap: Float64
+    values: Float64
+    deviations: Float64
+    unfinished: float = 0.0
 
-    def summary(self, name: str) -> tuple[float, Float64]:
-        """`map`, `map_prior` or `d_prime`: its value and its (B,) replicates."""
-        measure: Callable[[Figures], Float64] = {
-            "map": lambda f: macro(f.ap),
-            "map_prior": lambda f: macro(f.ap_prior),
-            "d_prime": lambda f: d_prime(f.auc),
-        }[name]
-        return float(measure(self.point)[0]), measure(self.replicates)
+    def summary(self, figure: str) -> tuple[float, Float64]:
+        """One of FIGURES: its value and its (G,) deviations."""
+        at = FIGURES.index(figure)
+        return float(self.values[at]), self.deviations[at]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Table:
-    """All fits in order, and of each one its evaluation by every classifier; judged_in: in how many folds λ and K were
+    """All fits in order, and of each one its evaluation by every reading; judged_in: in how many folds λ and K were
     judged, in words; recommended: K; heldout_gains: K -> its gain over random picks on held-out seeds."""
 
     fits: tuple[FitResult, ...]
@@ -71,6 +83,11 @@ class Table:
     judged_in: str
     recommended: int | None
     heldout_gains: dict[int, Estimate]
+
+    @property
+    def readings(self) -> tuple[str, ...]:
+        """In order; the first is the one that λ and K are chosen by."""
+        return tuple(self.evaluations[0])
 
 
 def matched(fits: Sequence[FitResult], k: int) -> tuple[FitResult, list[FitResult]]:
@@ -82,15 +99,6 @@ def matched(fits: Sequence[FitResult], k: int) -> tuple[FitResult, list[FitResul
         if f.arm.rule == training_sets.RANDOM and f.arm.name == training_sets.NEIGHBOURS and f.arm.k == k
     ]
     return arm, draws
-
-
-def evaluations(kept: dict[str, Any]) -> dict[str, Evaluation]:
-    """Classifier -> evaluation, of the arrays of a file: `{classifier}_{point|replicates}_{figure}`."""
-
-    def figures(name: str, kind: str) -> Figures:
-        return Figures(*(kept[f"{name}_{kind}_{figure}"] for figure in ("ap", "ap_prior", "auc")))
-
-    return {name: Evaluation(figures(name, "point"), figures(name, "replicates")) for name in CLASSIFIERS}
 
 
 def read(file: Path) -> dict[str, Any] | None:

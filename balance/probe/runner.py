@@ -19,19 +19,19 @@ import numpy as np
 import torch
 
 from balance.errors import UserError
-from balance.probe import knn, logistic, results, training_sets
-from balance.probe.bootstrap import Estimate, against_draws, estimate, resample, smallest_good
+from balance.probe import heads, intervals, knn, logistic, results, training_sets
 from balance.probe.config import Judge, ProbeConfig
 from balance.probe.data import ProbeData, read_runs
 from balance.probe.features import BLOCK_ROWS
 from balance.probe.fitting import Fitter
-from balance.probe.ranking_metrics import Figures, Ranking, macro
-from balance.probe.results import CLASSIFIERS, Evaluation, FitResult, Table
+from balance.probe.intervals import Estimate, smallest_good
+from balance.probe.ranking_metrics import Ranking, mean
+from balance.probe.results import CLASSIFIERS, FIGURES, Evaluation, FitResult, Penalty, Table
 from balance.probe.training_sets import Arm
-from balance.records import Float64
+from balance.records import Float32, Float64
 from balance.runtime import files
 
-FORMAT = 4  # of the cached fits
+FORMAT = 5  # of the cached fits
 JUDGE_ALL = 20_000_000  # training rows x labels up to which every label is judged in every fold
 
 
@@ -50,6 +50,7 @@ class Probe:
     ) -> None:
         self.data, self.config, self.seed, self.cache = data, config, seed, cache
         self._device, self._progress, self._done = device, progress, 0
+        self._read: torch.Tensor | None = None
         self.fitter = Fitter(data, config, seed=seed, device=device, progress=lambda what: progress(what, self._done))
 
     def arms(self) -> list[Arm]:
@@ -73,13 +74,14 @@ class Probe:
         table = self.arms() if table is None else table
         judge = self.judge_for(table)
         fits: list[FitResult] = []
-        path: Float64 | None = None
-        for self._done, arm in enumerate(table):
-            # The luck of choosing λ is part of a draw. Where labels are judged in one fold there are seeds enough
-            # for it to be small, and draws after the first take the λ of the first: a path costs as much as a fit.
-            shared = path if arm.draw not in (None, 0) and judge is Judge.one else None
-            fits.append(self.fit(arm, judge, shared))
-            path = fits[-1].path
+        near: Penalty | None = None
+        for arms in _sizes(table):
+            near = self.penalty(arms[:2], judge, near)  # a rule and its first draw: neither has a λ of its own
+            for arm in arms:
+                self._done = len(fits)
+                fits.append(self.fit(arm, judge, near))
+        order = {id(arm): i for i, arm in enumerate(table)}
+        fits.sort(key=lambda fit: order[id(fit.arm)])
         recommended, gains = self._choose_k(fits)
         judged_in = f"{judge.value} of {self.config.folds} folds"
         return Table(tuple(fits), self._evaluate(fits), judged_in, recommended, gains)
@@ -91,83 +93,142 @@ class Probe:
         rows = len(self.data.seeds) + max(len(arm.rows) for arm in table)
         return Judge.all if rows * len(self.data.label_ids) <= JUDGE_ALL else Judge.one
 
-    def fit(self, arm: Arm, judge: Judge, path: Float64 | None) -> FitResult:
-        """One fit, from the cache or made; path: of the arm whose λ it shares (None: chosen here)."""
-        file = self.cache / f"{self._key('fit', judge.value, arm, None if path is None else path.tolist())}.npz"
+    def penalty(self, arms: Sequence[Arm], judge: Judge, near: Penalty | None) -> Penalty:
+        """The λ of a size, from the cache or chosen on these arms; near: of the size before."""
+        file = self.cache / f"{self._key('penalty', judge.value, arms, _mark(near))}.npz"
+        if (kept := results.read(file)) is not None:
+            return Penalty(**kept)
+        made = self.fitter.choose_penalty(arms, judge, near)
+        self._write(file, made)
+        return made
+
+    def fit(self, arm: Arm, judge: Judge, penalty: Penalty) -> FitResult:
+        """One fit, from the cache or made."""
+        file = self.cache / f"{self._key('fit', judge.value, [arm], _mark(penalty))}.npz"
         if (kept := results.read(file)) is not None:
             return FitResult(arm=arm, **kept)
-        made = self.fitter.fit(arm, judge, path)
+        made = self.fitter.fit(arm, judge, penalty)
+        self._write(file, made)
+        return made
+
+    def _write(self, file: Path, made: Penalty | FitResult) -> None:
         values = {field.name: getattr(made, field.name) for field in dataclasses.fields(made) if field.name != "arm"}
         file.parent.mkdir(parents=True, exist_ok=True)
         files.write_npz(file, values)
-        return made
 
     def _choose_k(self, fits: Sequence[FitResult]) -> tuple[int | None, dict[int, Estimate]]:
         """The smallest K within one standard error of the best whose held-out gain over random picks is resolved.
 
         With several K's each must pass at 5 % / number of K's (two-sided), or one of many would pass by luck. A fit
-        that is not finished, or a bootstrap that cannot tell, resolves nothing.
+        that is not finished, or deviations that cannot tell, resolve nothing.
         """
         gains: dict[int, Estimate] = {}
-        beats, values, replicates = [], [], []
+        beats, values, deviations = [], [], []
         for k in self.config.k:
             arm, draws = results.matched(fits, k)
-            rng = np.random.default_rng([self.seed, 12, k])
-            own, own_replicates = macro(arm.heldout[None]), macro(arm.heldout_replicates.astype(np.float64))
-            others = np.stack([macro(one.heldout[None]) for one in draws])
-            spread = np.stack([macro(one.heldout_replicates.astype(np.float64))[:, None] for one in draws])
-            value, differences = against_draws(own, own_replicates[:, None], others, spread, rng)
-            gains[k] = estimate(float(value[0]), differences[:, 0], bounds=(-1.0, 1.0))
+            own = mean(arm.heldout)
+            others = np.array([mean(one.heldout) for one in draws])
+            theirs = np.stack([one.heldout_deviations for one in draws])
+            gains[k] = intervals.difference(own, arm.heldout_deviations, others, theirs, (-1.0, 1.0))
             finished = all(one.unfinished <= logistic.SETTLED for one in (arm, *draws))
-            strict = 1.0 - 0.025 / len(self.config.k)
-            beats.append(
-                finished and gains[k].can_tell and 2 * value[0] - np.nanquantile(differences[:, 0], strict) > 0
-            )
-            values.append(own[0])
-            replicates.append(own_replicates)
-        best = smallest_good(self.config.k, np.array(values), np.stack(replicates, axis=1), np.array(beats))
+            strict = 1.0 - 0.05 / len(self.config.k)
+            beats.append(finished and gains[k].can_tell and gains[k].interval(strict)[0] > 0)
+            values.append(own)
+            deviations.append(arm.heldout_deviations)
+        best = smallest_good(self.config.k, np.array(values), np.stack(deviations, axis=1), np.array(beats))
         return best, gains
 
     def _evaluate(self, fits: Sequence[FitResult]) -> tuple[dict[str, Evaluation], ...]:
-        """Figures of all fits; the only place that reads the evaluation clips."""
-        side = self.data.evaluation
-        features = torch.from_numpy(self.fitter.space.standardise(side.vectors.read(0, len(side)))).to(self._device)
-        truth = side.labels.matrix()
-        prior = self.data.pool.labels.counts() / max(1, len(self.data.pool))
-        weights = resample(side.groups, self.config.bootstrap, np.random.default_rng([self.seed, 10]))
+        """Figures of all fits; beside `ranking` the only place that reads the evaluation clips."""
+        truth, prior = self._truth()
+        sets, groups = self.data.label_sets, self.data.evaluation.groups
         out = []
         for self._done, fit in enumerate(fits):
             self._progress(f"{fit.arm.title}: evaluation", self._done)
-            key = self._key("evaluation", fit.penalty, fit.arm, hashlib.sha256(fit.weight.tobytes()).hexdigest())
+            key = self._key("evaluation", fit.penalty, [fit.arm], hashlib.sha256(fit.weight.tobytes()).hexdigest())
             file = self.cache / f"{key}.npz"
             kept = results.read(file)
             if kept is None:
-                scores = {"logistic": self._scores(fit, features), "knn": self._votes(fit, features)}
                 kept = {}
-                for name in CLASSIFIERS:
-                    ranking = Ranking(scores[name], truth)
-                    kept |= _arrays(f"{name}_point", ranking.figures(None, prior), np.float64)
-                    kept |= _arrays(f"{name}_replicates", ranking.figures(weights, prior), np.float32)
+                for name, scores in self._scores(fit).items():
+                    figures, values, deviations = Ranking(scores, truth, prior).evaluate(sets)
+                    kept[f"{name}_ap"] = figures.ap[: self.data.num_labels]
+                    kept[f"{name}_values"] = np.array([values.get(one, np.nan) for one in FIGURES])
+                    none = np.zeros(len(truth.indptr) - 1)
+                    each = np.stack([deviations.get(one, none) for one in FIGURES], axis=1)
+                    kept[f"{name}_deviations"] = intervals.by_group(each, groups).T
                 files.write_npz(file, kept)
-            out.append(results.evaluations(kept))
+            out.append(
+                {
+                    name: Evaluation(
+                        kept[f"{name}_ap"], kept[f"{name}_values"], kept[f"{name}_deviations"],
+                        fit.unfinished if name == CLASSIFIERS[0] else 0.0,
+                    )
+                    for name in CLASSIFIERS
+                }
+            )  # fmt: skip
         return tuple(out)
 
-    def _scores(self, fit: FitResult, features: torch.Tensor) -> Any:
+    def ranking(self, fit: FitResult) -> Ranking:
+        """The linear reading's ranking of the evaluation clips, labels as given."""
+        truth, prior = self._truth()
+        scores = self._linear(fit)[:, : self.data.num_labels]
+        return Ranking(scores, truth[:, : self.data.num_labels], prior[: self.data.num_labels])
+
+    def _truth(self) -> tuple[Any, Float64]:
+        """The evaluation clips' labels, CSR (n, C), and each label's share of the pool (C,)."""
+        pool = self.data.targets(self.data.pool)
+        prior = np.asarray(pool.sum(axis=0)).ravel() / max(1, len(self.data.pool))
+        return self.data.targets(self.data.evaluation), prior
+
+    def _features(self) -> torch.Tensor:
+        """The evaluation clips, standardised; read once."""
+        if self._read is None:
+            side = self.data.evaluation
+            rows = self.fitter.space.standardise(side.vectors.read(0, len(side)))
+            self._read = torch.from_numpy(rows).to(self._device)
+        return self._read
+
+    def _scores(self, fit: FitResult) -> dict[str, Float32]:
+        """Reading -> scores of the evaluation clips (n, C)."""
+        queries, config = self._features(), self.config
+        examples = self.fitter.training_set(fit.arm)
+        rng = np.random.default_rng([self.seed, 14])
+        scores = {
+            "logistic": self._linear(fit),
+            "knn": knn.vote(examples, queries, config.votes),
+            "prototype": heads.prototypes(examples, queries),
+            "mlp": heads.network(examples, queries, config.network_steps, rng),
+        }
+        assert tuple(scores) == CLASSIFIERS
+        return scores
+
+    def _linear(self, fit: FitResult) -> Float32:
         bias, weight = (torch.from_numpy(values).to(self._device) for values in (fit.bias, fit.weight))
-        return torch.addmm(bias, features, weight).cpu().numpy()
+        return np.asarray(torch.addmm(bias, self._features(), weight).cpu().numpy())
 
-    def _votes(self, fit: FitResult, features: torch.Tensor) -> Any:
-        return knn.vote(self.fitter.training_set(fit.arm), features, self.config.votes)
-
-    def _key(self, kind: str, what: Any, arm: Arm, more: Any) -> str:
+    def _key(self, kind: str, what: Any, arms: Sequence[Arm], more: Any) -> str:
         config = self.config
-        settings = [FORMAT, kind, what, more, config.penalties, config.steps, config.folds, config.bootstrap]
-        settings += [config.votes, self.seed, self._device.type, arm.rule, arm.weighted, BLOCK_ROWS, torch.__version__]
-        settings += [logistic.SETTLED]
+        settings = [FORMAT, kind, what, more, config.penalties, config.steps, config.folds, config.network_steps]
+        settings += [config.votes, self.seed, self._device.type, BLOCK_ROWS, torch.__version__, logistic.SETTLED]
         digest = hashlib.sha256(json.dumps([self.data.fingerprint, *settings]).encode())
-        digest.update(arm.rows.tobytes() + arm.excluded_fold.tobytes())
+        for arm in arms:
+            digest.update(f"{arm.rule} {arm.weighted}\n".encode())
+            digest.update(arm.rows.tobytes() + arm.excluded_fold.tobytes())
         return digest.hexdigest()[:32]
 
 
-def _arrays(name: str, figures: Figures, dtype: Any) -> dict[str, Any]:
-    return {f"{name}_{figure}": getattr(figures, figure).astype(dtype) for figure in ("ap", "ap_prior", "auc")}
+def _sizes(table: Sequence[Arm]) -> list[list[Arm]]:
+    """The arms by size, in the order of the table: a K's or a run's with what is matched to it, the two whole pools."""
+    out: dict[tuple[str, int | None], list[Arm]] = {}
+    for arm in table:
+        name = training_sets.POOL if arm.rule == training_sets.POOL_WEIGHTED else arm.name
+        out.setdefault((name, arm.k), []).append(arm)
+    return list(out.values())
+
+
+def _mark(penalty: Penalty | None) -> str | None:
+    """What tells a λ and the fit at it from others."""
+    if penalty is None:
+        return None
+    return hashlib.sha256(penalty.path.tobytes() + penalty.weight.tobytes() + penalty.bias.tobytes()).hexdigest()

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from balance.probe import logistic, training_sets
-from balance.probe.bootstrap import Verdict
 from balance.probe.data import ProbeData
 from balance.probe.estimates import Group
-from balance.probe.findings import Comparison, Findings
+from balance.probe.findings import Comparison, Conclusion, Findings
+from balance.probe.intervals import RESOLVE, Verdict
 from balance.probe.results import CLASSIFIERS, Table
 from balance.runtime.wording import listed
 
@@ -21,8 +21,14 @@ SAME_SPACE = (
     "same space: optimistic or pessimistic, not evidence: these embeddings also chose the neighbours, which are "
     "redundant there by construction; probe.embeddings= names another encoder's, which would make the headline."
 )
+READINGS = {
+    "logistic": "linear",
+    "knn": "k-NN vote",
+    "prototype": "prototypes",
+    "mlp": "small network",
+}
 LIMITS = (
-    "It is a linear probe on fixed embeddings: whether a network trained on the set gains is not measured here.",
+    "It reads fixed embeddings: whether a network trained on the set gains is not measured here.",
     "Intervals hold for new evaluation clips and new draws of this size from this pool, not for other seeds or pools; "
     "differences to the seeds alone and to the whole pool are between these very training sets.",
     "Each interval holds by itself: of twenty, one is expected to miss.",
@@ -40,13 +46,8 @@ def sentences_of(found: Findings, no_k: str | None) -> list[str]:
     """What the figures support; in the selecting encoder's own space that comes first. no_k: why K cannot be chosen."""
     out = [SAME_SPACE] if found.same_space else []
     out.append(_on_k(found, no_k))
-    for row in found.comparisons:
-        if row.reading == CLASSIFIERS[0] and row.figure == "map":
-            out.append(f"mAP, {row.arm} against {_AGAINST[row.against_rule]}: {row.words}.")
-    if disagree := _disagreements(found.comparisons):
-        out.append(
-            f"The k-NN reading, with nothing to fit, says otherwise for {', '.join(disagree)}: do not rest on one."
-        )
+    out += [f"mAP, {one.arm} against {_AGAINST[one.against_rule]}: {one.words}." for one in found.conclusions]
+    out += _on_resolution(found)
     if tested := [label for label in found.labels if label.p is not None]:
         up = sum(label.resolved and (label.gain or 0.0) > 0 for label in tested)
         down = sum(label.resolved and (label.gain or 0.0) < 0 for label in tested)
@@ -70,13 +71,83 @@ def _on_k(found: Findings, no_k: str | None) -> str:
     )
 
 
-def _disagreements(comparisons: Sequence[Comparison]) -> list[str]:
-    """Arms of which one classifier resolves a gain over random and the other a loss."""
-    verdicts: dict[tuple[str, str], set[str]] = {}
+def conclusions_of(comparisons: Sequence[Comparison]) -> tuple[Conclusion, ...]:
+    """What the readings say together of each arm's mAP against a reference: a verdict only where it is everyone's."""
+    by_pair: dict[tuple[str, str], list[Comparison]] = {}
     for row in comparisons:
-        if row.figure == "map" and row.against_rule == training_sets.RANDOM:
-            verdicts.setdefault((row.arm, row.against), set()).add(row.verdict)
-    return [arm for (arm, _), said in verdicts.items() if {Verdict.gain, Verdict.loss} <= said]
+        if row.figure == "map":
+            by_pair.setdefault((row.arm, row.against), []).append(row)
+    out = []
+    for rows in by_pair.values():
+        verdicts = {row.reading: row.verdict for row in rows}
+        unfinished = [row for row in rows if row.verdict is Verdict.not_finished]
+        first = unfinished[0] if unfinished else rows[0]  # of a fit that is not finished nothing is said at all
+        agree = bool(unfinished) or len(set(verdicts.values())) == 1
+        words = first.words if agree else "the readings disagree, so nothing is concluded: " + _each(rows)
+        if agree and first.verdict in (Verdict.gain, Verdict.loss):
+            words += f" by all {len(rows)} readings"
+        out.append(
+            Conclusion(
+                arm=first.arm,
+                against=first.against,
+                against_rule=first.against_rule,
+                k=first.k,
+                agree=agree,
+                verdict=first.verdict if agree else None,
+                by_reading=verdicts,
+                words=words,
+            )
+        )
+    return tuple(out)
+
+
+def _each(rows: Sequence[Comparison]) -> str:
+    """Every reading's verdict: `linear gain of +0.0310; k-NN vote not resolved`."""
+    resolved = (Verdict.gain, Verdict.loss)
+    return "; ".join(
+        f"{reading_name(row.reading)} {row.verdict}" + (f" of {abs(row.value or 0.0):.4f}" * (row.verdict in resolved))
+        for row in rows
+    )
+
+
+def reading_name(reading: str) -> str:
+    """`knn` → `k-NN vote`, `knn, selecting space` → `k-NN vote, selecting space`."""
+    name, comma, space = reading.partition(", ")
+    return READINGS[name] + comma + space
+
+
+def veto(conclusions: Sequence[Conclusion], k: int) -> str | None:
+    """Why this K is not recommended although it is chosen: another reading resolves a loss against random there."""
+    for one in conclusions:
+        if one.arm == f"{training_sets.NEIGHBOURS} k={k}" and one.against_rule == training_sets.RANDOM:
+            against = [reading_name(name) for name, verdict in one.by_reading.items() if verdict is Verdict.loss]
+            if against:
+                return f"K = {k} is best on held-out seeds, but a loss against random picks by {listed(against)}"
+    return None
+
+
+def _on_resolution(found: Findings) -> list[str]:
+    """What could have been seen with these clips and draws, for the linear reading against random picks."""
+    rows = [
+        row
+        for row in found.comparisons
+        if (row.reading, row.figure, row.against_rule) == (CLASSIFIERS[0], "map", training_sets.RANDOM)
+    ]
+    rows = [row for row in rows if row.detectable is not None]
+    if not rows:
+        return []
+    best, worst = (f(rows, key=lambda row: row.detectable or 0.0) for f in (min, max))
+    span = f"{best.detectable:.4f}"
+    if worst is not best:
+        span += f" ({best.arm}) to {worst.detectable:.4f} ({worst.arm})"
+    out = f"Smallest true difference to random picks that these clips and {found.draws} draws resolve in 80 of 100 "
+    out += f"probes: {span}; "
+    needed = [row.videos_to_resolve for row in rows]
+    if any(x is None for x in needed):
+        out += f"{RESOLVE} would need more draws (probe.draws): their luck alone is larger at some K."
+    else:
+        out += f"{RESOLVE} would need about {max(x or 0 for x in needed):,} evaluation videos for every K."
+    return [out]
 
 
 def warnings_of(found: Findings, data: ProbeData, table: Table, groups: Sequence[Group]) -> list[str]:

@@ -17,16 +17,16 @@ from balance.data.config import DatasetConfig
 from balance.encoders.config import EncoderConfig
 from balance.errors import UserError
 from balance.probe import training_sets
-from balance.probe.bootstrap import Verdict
 from balance.probe.config import ProbeConfig
 from balance.probe.findings import ArmFindings, Comparison, Findings, Interval
+from balance.probe.intervals import Verdict
 from balance.probe.job import run as probe_run
 from balance.probe.page import render
 from tests import browser, worlds
 from tests.command import command, run
 from tests.worlds import World
 
-SMALL = {"k": [2, 4], "draws": 2, "bootstrap": 100, "penalties": [1.0, 0.1, 0.01], "folds": 3}
+SMALL = {"k": [2, 4], "draws": 2, "network_steps": 20, "penalties": [1.0, 0.1, 0.01], "folds": 3}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -96,7 +96,7 @@ def test_the_files_and_their_bytes_from_another_cache(world: World, folder: Path
     found = json.loads((first / "probe.json").read_text())
     with open(first / "probe.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 2 * len(found["arms"])
+    assert len(rows) == len(found["readings"]) * len(found["arms"])
     by_arm = {r["arm"]: r for r in rows if r["reading"] == "logistic"}
     assert list(by_arm) == [
         "seeds", "neighbours k=2", "random k=2", "neighbours k=4", "random k=4", "pool", "pool, weighted"
@@ -210,7 +210,7 @@ def test_the_page_is_well_formed_and_self_contained(found: Findings) -> None:
     assert all(x.startswith(("#", "data:")) for x in page.sources)
     for reference in re.findall(r"url\(#([^)]+)\)", text) + [x[1:] for x in page.sources if x.startswith("#")]:
         assert reference in page.ids
-    assert text.count('role="img"') == 4
+    assert text.count('role="img"') == len(found.readings) + 2
     assert not re.search(r"#0[1-9a]0[1-9a]0[1-9a]\b", text), "a sentinel colour is left"
     for sentence in found.sentences:
         assert html.escape(sentence[1:], quote=False).replace('"', "&#34;").replace("'", "&#39;") in text
@@ -225,7 +225,8 @@ def test_names_of_users_are_shown_as_they_are(found: Findings) -> None:
     )
     labels = tuple(replace(x, name=name) for x, name in zip(found.labels * 2, names, strict=False))
     comparisons = tuple(replace(row, arm=f"$$<i>{row.arm}") for row in found.comparisons)
-    text = render("<b>$$", replace(found, arms=arms, labels=labels, comparisons=comparisons))
+    conclusions = tuple(replace(one, arm=f"$$<i>{one.arm}") for one in found.conclusions)
+    text = render("<b>$$", replace(found, arms=arms, labels=labels, comparisons=comparisons, conclusions=conclusions))
     assert "<b>" not in text
     assert "<i>" not in text
     for name in ("$$ (", "鳥の声 (", "$\\frac{ (", "a b (", "&lt;b&gt; (", "$$&lt;i&gt;neighbours k=2"):

@@ -10,14 +10,15 @@ import torch
 
 from balance.errors import UserError
 from balance.probe import conclusions, training_sets
-from balance.probe.bootstrap import Verdict
 from balance.probe.config import Judge, ProbeConfig
 from balance.probe.data import ProbeData, Side
 from balance.probe.estimates import groups_of
 from balance.probe.features import TrainingSet
 from balance.probe.fitting import Fitter
+from balance.probe.intervals import Verdict
 from balance.probe.logistic import Columns, fit
-from balance.probe.ranking_metrics import Ranking, macro
+from balance.probe.ranking_metrics import Ranking, mean
+from balance.probe.results import Penalty
 from balance.probe.runner import Probe
 from balance.records import Labels
 from balance.search.top_k import ArrayVectors
@@ -48,12 +49,22 @@ WORLDS = calibration()
 
 
 def small_config(**changes):
-    return ProbeConfig(**{"k": [20], "draws": 3, "bootstrap": 200, "penalties": [1.0, 0.1, 0.01, 0.001], **changes})
+    return ProbeConfig(**{"k": [20], "draws": 3, "network_steps": 20, "penalties": [1.0, 0.1, 0.01, 0.001], **changes})
 
 
 def small_problem(world="a", repeat=0, **sizes):
     given = {"seeds": 120, "pool": 8000, "eval": 1500, "population": 10}
     return WORLDS.draw(world, repeat, {**given, **sizes})[0]
+
+
+def fitted(fitter, *arms):
+    """The first arm at the λ of all of them."""
+    return fitter.fit(arms[0], Judge.all, fitter.choose_penalty(arms, Judge.all))
+
+
+ZERO = Penalty(
+    np.array([[0.01, 0.5]]), 0.01, np.zeros((WORLDS.DIM, 40), dtype=np.float32), np.zeros(40, dtype=np.float32)
+)
 
 
 def probe_of(problem, folder, **changes):
@@ -78,7 +89,7 @@ def test_few_evaluation_clips_judge_nothing(tmp_path):
     probe = probe_of(small_problem(seeds=60, pool=600, eval=24), tmp_path)
     found = conclusions.find(probe, probe.run())
     assert {row.verdict for row in found.comparisons} == {Verdict.too_few}
-    assert "the evaluation clips' bootstrap draws 24 videos, and at least 30 are needed" in found.comparisons[0].words
+    assert "the evaluation clips are of 24 videos, and at least 30 are needed" in found.comparisons[0].words
     assert not any(word in " ".join(found.sentences) for word in ("equivalent", "excluded", " tested"))
     for arm in found.arms:
         for value in (arm.readings[name][figure] for name in arm.readings for figure in ("map", "map_prior")):
@@ -98,7 +109,7 @@ def test_few_seeds_choose_no_k(tmp_path):
     probe = probe_of(small_problem(seeds=24, pool=600, eval=200), tmp_path)
     found = conclusions.find(probe, probe.run())
     assert found.recommended_k is None
-    assert any(s.startswith("no K can be recommended: too few to judge: the held-out seeds'") for s in found.sentences)
+    assert any(s.startswith("no K can be recommended: too few to judge: the held-out clips") for s in found.sentences)
 
 
 def test_arms_that_rank_all_clips_right_cannot_be_told_apart(tmp_path):
@@ -126,7 +137,7 @@ def test_nothing_is_said_of_fits_that_are_not_finished(tmp_path):
     probe = probe_of(small_problem(seeds=60, pool=600, eval=200), tmp_path, steps=2)
     found = conclusions.find(probe, probe.run())
     assert {r.verdict for r in found.comparisons if r.reading == "logistic"} == {Verdict.not_finished}
-    assert not {r.verdict for r in found.comparisons if r.reading == "knn"} & {Verdict.not_finished}
+    assert not {r.verdict for r in found.comparisons if r.reading != "logistic"} & {Verdict.not_finished}
     assert found.recommended_k is None
     words = "not finished: a fit ended at probe.steps=2 passes before its scores settled"
     assert f"no K can be recommended: {words}." in found.sentences
@@ -140,8 +151,7 @@ def test_the_grid_widens_where_its_end_is_best(grid, tmp_path):
     problem = small_problem(seeds=60, pool=600, eval=50)
     arm = training_sets.neighbours(problem.chosen, probe_of(problem, tmp_path).fitter.folds, 20)
     wide = [float(f"{10 ** (-i / 2):.3g}") for i in range(-4, 10)]
-    want = probe_of(problem, tmp_path, penalties=wide).fitter.fit(arm, Judge.all, None)
-    got = probe_of(problem, tmp_path, penalties=grid).fitter.fit(arm, Judge.all, None)
+    want, got = (fitted(probe_of(problem, tmp_path, penalties=x).fitter, arm) for x in (wide, grid))
     assert 1e-3 < want.penalty < 3
     assert got.penalty == pytest.approx(want.penalty, rel=0.02)
     assert not got.at_edge
@@ -174,21 +184,22 @@ def test_a_probe_goes_on_at_its_next_fit_and_ends_the_same(tmp_path, monkeypatch
     again = probe_of(problem, tmp_path / "parts")
     assert conclusions.find(again, again.run()) == whole
     fits = len(again.arms())
-    assert len(made) - 10 == (fits - 3) + fits  # fits that were left, and the k-NN vote of every arm
-    assert made[10] not in first
+    # two arms (or the one) of each of the three sizes for its λ, every fit, every arm's other readings; two were kept
+    assert len(made) - 10 == 2 * fits + 5 - 2
+    assert made[10:13] != first
 
 
 def test_a_damaged_fit_is_made_again(tmp_path):
     problem = small_problem(seeds=60, pool=600, eval=200)
     probe = probe_of(problem, tmp_path)
     arm = training_sets.seeds_alone()
-    whole = probe.fit(arm, Judge.all, None)
+    whole = probe.fit(arm, Judge.all, ZERO)
     (file,) = tmp_path.glob("*.npz")
     kept = file.read_bytes()
     headers = [i for i in range(len(kept)) if kept.startswith(b"NUMPY", i)]
     for damaged in (kept[:100], *(kept[: at + 20] + b"9" + kept[at + 21 :] for at in headers[:3])):
         file.write_bytes(damaged)
-        assert (probe.fit(arm, Judge.all, None).weight == whole.weight).all()
+        assert (probe.fit(arm, Judge.all, ZERO).weight == whole.weight).all()
         assert file.read_bytes() == kept
 
 
@@ -217,7 +228,8 @@ def test_held_out_figures_equal_fits_without_the_fold(judge, tmp_path):
     problem = small_problem(seeds=100, pool=600, eval=100)
     fitter = probe_of(problem, tmp_path, judge=judge).fitter
     arm = training_sets.neighbours(problem.chosen, fitter.folds, 20)
-    got = fitter.fit(arm, judge, np.array([[0.01, 0.5]]))
+    weight = np.zeros((WORLDS.DIM, len(fitter.heldout_columns(judge))), dtype=np.float32)
+    got = fitter.fit(arm, judge, Penalty(np.array([[0.01, 0.5]]), 0.01, weight, weight[0]))
     truth = problem.seeds.labels.matrix().toarray()
     columns = fitter.heldout_columns(judge)
     scores = np.full(truth.shape, -np.inf, dtype=np.float32)
@@ -240,7 +252,7 @@ def test_held_out_figures_equal_fits_without_the_fold(judge, tmp_path):
         judged.size if judge is Judge.all else sum((fitter.folds == f).sum() for f in columns.folds)
     )
     want = Ranking(scores, WORLDS.coded([[]]).matrix().__class__(truth * judged)).figures().ap
-    assert macro(got.heldout[None])[0] == pytest.approx(macro(want)[0], abs=2e-3)
+    assert mean(got.heldout) == pytest.approx(mean(want), abs=2e-3)
 
 
 def test_draws_and_arms_of_the_table(tmp_path):

@@ -36,7 +36,7 @@ END_LIMIT_S = 12.0  # the promise is 10
 LIMIT_S = 400.0  # of a job left alone on a busy machine
 SIGNALS_A_ROUND = 8  # then the cache is made anew, so that embedding is hit again
 KINDS = ("run", "sweep", "index", "probe", "demo")
-PROBE = ["probe.k=[2,4]", "probe.draws=2", "probe.bootstrap=100", "probe.penalties=[1.0,0.1]", "probe.folds=3"]
+PROBE = ["probe.k=[2,4]", "probe.draws=2", "probe.network_steps=20", "probe.penalties=[1.0,0.1]", "probe.folds=3"]
 
 
 def make_world(root: Path) -> World:
@@ -251,7 +251,7 @@ def flip(num_flips: int, world: World, folder: Path, rng: random.Random, found: 
             encoder=EncoderConfig(checkpoint=str(world.checkpoint), device="cpu", precision=Precision.bfloat16),
             num_workers=1,
             cache_dir=str(cache),
-            probe=ProbeConfig(k=[2, 4], draws=2, bootstrap=100, penalties=[1.0, 0.1], folds=3),
+            probe=ProbeConfig(k=[2, 4], draws=2, network_steps=20, penalties=[1.0, 0.1], folds=3),
         )
 
     def run(cache: Path, name: str, *, probe: bool) -> dict[str, bytes]:
