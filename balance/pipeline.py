@@ -233,6 +233,7 @@ def _embed_media(
         device=str(device),
         precision=done.precision,
         precision_report=done.precision_report,
+        conformance=done.conformance,
         inputs=files.input_hashes([*(place(index.file) for index in indexes.values()), ontology])
         | dict(encoder.inputs),
         times_s=done.times_s,

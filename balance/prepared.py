@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from balance.curation.removed import Removals
 from balance.data.config import Ids
@@ -18,7 +19,7 @@ class Embedded:
     splits: `seeds`, `pool` and, where it was found, `eval`; failures: of all splits, in the order of failures.jsonl;
     partial: likewise, of warnings.jsonl; ids_as: how ids are compared; ontology: label id -> name; fingerprint: of what
     decides the embeddings' numbers (hex); identity: changes when their bytes do; inputs: path -> sha256 of the files
-    read; times_s: seconds of each stage.
+    read; conformance: the encoder's figures, where it is not VIP-ANT; times_s: seconds of each stage.
     """
 
     splits: Mapping[str, Split]
@@ -31,6 +32,7 @@ class Embedded:
     device: str
     precision: str
     precision_report: PrecisionReport | None
+    conformance: Mapping[str, Any] | None = None
     inputs: Mapping[str, str]
     times_s: Mapping[str, float]
 

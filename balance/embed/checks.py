@@ -17,9 +17,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from tqdm import tqdm
 
 from balance.audio.decoder_process import Job
@@ -29,6 +31,8 @@ from balance.embed.inventory import Inventory
 from balance.embed.parts import PART_CLIPS, ToEmbed, plan_parts
 from balance.embed.store import Store
 from balance.embed.store_files import write_confirmed
+from balance.encoders import conformance
+from balance.encoders.base import WaveformEncoder
 from balance.encoders.precision import Precision
 from balance.errors import UserError
 from balance.records import Float32, Float64, Int64, Split
@@ -120,6 +124,58 @@ def _decode_again(
     ) as decoders:
         for _, _, result in decoders.results():
             yield result.pcm_sha1 if isinstance(result, Decoded) else None
+
+
+def measure_conformance(task: worker.EmbedTask) -> dict[str, Any] | None:
+    """Whether the plan's encoder gives a clip the same embedding in any company: the figures, for `meta.json`.
+
+    Up to 8 clips of the plan are decoded; None where none can be. UserError where it does not, unless
+    `encoder.allow_variant` makes that a warning.
+    """
+    encoder = task.encoder
+    assert isinstance(encoder, WaveformEncoder)
+    windows = _some_windows(task)
+    if not windows:
+        return None
+    model = encoder.source.build(torch.device(task.device), task.precision)
+    found = conformance.measure(model, windows, precision=task.precision, pads=encoder.pads)
+    for note in found.notes:
+        log.warning("%s: %s", encoder.name, note)
+    if found.wrong:
+        words = (
+            f"{encoder.name} does not give a clip the same embedding in any company (relative difference, at most "
+            f"{found.tolerance:g} is allowed): {'; '.join(found.wrong)}"
+        )
+        if not encoder.allow_variant:
+            raise UserError(f"{words}.\nMend it, or type encoder.allow_variant=true to embed one length at a time")
+        log.warning("%s; embedding one length at a time (encoder.allow_variant=true)", words)
+    return {
+        "relative_difference": found.differences,
+        "tolerance": found.tolerance,
+        "num_clips": found.num_clips,
+        "faults": list(found.faults),
+        "allow_variant": encoder.allow_variant,
+    }
+
+
+def _some_windows(task: worker.EmbedTask) -> list[Float32]:
+    """The first window of up to 8 clips, from the whole plan; some of those asked for may be undecodable."""
+    last = len(task.plan.names) - 1
+    jobs = [job for part in sorted({0, last // 2, last}) for job in task.plan.jobs(part)]
+    at = np.unique(np.linspace(0, len(jobs) - 1, 2 * conformance.NUM_CLIPS).round().astype(int))
+    windows: list[Float32] = []
+    with DecoderPool(
+        task.decode, ((None, jobs[i]) for i in at), num_workers=task.num_workers, clip_timeout_s=task.clip_timeout_s
+    ) as decoders:
+        is_next = True  # clip, not another piece of one
+        for _, _, result in decoders.results():
+            if isinstance(result, Decoded):
+                if is_next:
+                    windows.append(np.array(result.samples[: len(result.samples) // result.num_windows]))
+                is_next = result.is_last
+            if len(windows) == conformance.NUM_CLIPS:
+                break
+    return windows
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,13 @@ from balance.audio.decoders import plan_slots, plan_window_slots
 from balance.data.config import MediaSource
 from balance.data.missing import refuse_missing
 from balance.data.stamps import file_stamps
-from balance.embed.checks import PrecisionReport, check_reused, compare_in_doubt, measure_precision
+from balance.embed.checks import (
+    PrecisionReport,
+    check_reused,
+    compare_in_doubt,
+    measure_conformance,
+    measure_precision,
+)
 from balance.embed.config import EmbedConfig
 from balance.embed.failures import refuse_failures
 from balance.embed.inventory import Inventory, take_inventory
@@ -58,7 +64,7 @@ FRONT_END_VERSION = 2
 class EmbeddedSplits:
     """fingerprint: hex, of what decides the numbers; identity: changes when the stored bytes do; failures: all clips
     without an embedding, by split and index order; partial: likewise, clips that could not be decoded to their end;
-    precision: the resolved one."""
+    precision: the resolved one; conformance: the encoder's figures (`checks.measure_conformance`)."""
 
     splits: Mapping[str, Split]
     failures: tuple[Failure, ...]
@@ -67,6 +73,7 @@ class EmbeddedSplits:
     identity: str
     precision: str
     precision_report: PrecisionReport | None
+    conformance: Mapping[str, Any] | None
     times_s: Mapping[str, float]
 
 
@@ -130,7 +137,10 @@ def embed_media(
             )
         task = dataclasses.replace(task, plan=plan)
         made = {**made_by, "dataset": dataset, "dim": encoder.dim}
-        _open_to_write(task, use, made, refresh=config.refresh and not attempts)
+        is_new = config.refresh and not attempts
+        if isinstance(encoder, WaveformEncoder) and (is_new or _conformance(task.directory) is None):
+            made["conformance"] = measure_conformance(task)
+        _open_to_write(task, use, made, refresh=is_new)
         present = {one.split: one.num_present for one in inventories}
         _make(config, task, present, encoder.dim, asked=how.device, engine=engine)
         attempts += 1
@@ -159,6 +169,7 @@ def embed_media(
         identity=store.identity(np.concatenate([one.rows[one.rows >= 0] for one in inventories])),
         precision=precision.value,
         precision_report=report,
+        conformance=_conformance(task.directory),
         times_s={"inventory_s": inventory_s, "embed_s": embed_s},
     )
 
@@ -215,6 +226,15 @@ def _plan(store: Store, inventories: Sequence[Inventory], part_clips: int) -> Pl
     return plan_parts(todo, part_clips, earlier)
 
 
+def _conformance(directory: Path) -> dict[str, Any] | None:
+    """The encoder's figures, as they were measured before the store first got rows; None where they were not."""
+    try:
+        kept = json.loads((directory / "meta.json").read_bytes())["conformance"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return kept if isinstance(kept, dict) else None
+
+
 def _open_to_write(task: EmbedTask, use: Use, made_by: dict[str, Any], *, refresh: bool) -> None:
     """Make the store's folder, or empty it (refresh); UserError where it cannot be written."""
     directory = task.directory
@@ -224,7 +244,7 @@ def _open_to_write(task: EmbedTask, use: Use, made_by: dict[str, Any], *, refres
             log.info("refresh: the store %s is started anew", directory.name)
         directory.mkdir(parents=True, exist_ok=True)
         use.enter()
-        if not (directory / "meta.json").exists():
+        if "conformance" in made_by or not (directory / "meta.json").exists():
             files.write_json(directory / "meta.json", made_by)
     except OSError as error:
         raise UserError(

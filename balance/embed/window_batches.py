@@ -20,7 +20,8 @@ import torch
 
 from balance.audio.decoders import Decoded
 from balance.embed.batches import NO_ROOM, Finished
-from balance.encoders.base import Model, WaveformEncoder
+from balance.encoders.base import WaveformEncoder
+from balance.encoders.checked import CheckedModel
 from balance.encoders.config import Pool
 from balance.errors import UserError
 from balance.records import Float32, Float64
@@ -36,7 +37,7 @@ _IN_FLIGHT = 2  # batches that CUDA may be behind
 class WindowBatches:
     """Windows in, clip by clip; the part's embeddings out at `finish()`, in the clips' order."""
 
-    def __init__(self, model: Model, described: WaveformEncoder, device: torch.device, batch_size: int) -> None:
+    def __init__(self, model: CheckedModel, described: WaveformEncoder, device: torch.device, batch_size: int) -> None:
         self._model, self._described, self._device = model, described, device
         self._at_once = batch_size if device.type == "cuda" else min(batch_size, _CPU_CLIPS)
         self._halved_from: int | None = None
@@ -99,7 +100,7 @@ class WindowBatches:
 
     def _embed(self, batch: list[tuple[int, Float32]]) -> None:
         try:
-            answer = embed_windows(self._model, [window for _, window in batch], self._device)
+            answer = self._model.embed_windows([window for _, window in batch])
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
                 raise UserError(NO_ROOM) from error
@@ -130,16 +131,6 @@ def in_batches(lengths: list[int], batch_size: int, equal_lengths: bool) -> Iter
         batch.append(place)
     if batch:
         yield batch
-
-
-def embed_windows(model: Model, windows: list[Float32], device: torch.device) -> torch.Tensor:
-    """The windows, padded with zeros to the longest, through the model: (n, dim) float32 on the device."""
-    on_cuda = device.type == "cuda"
-    lengths = torch.tensor([len(window) for window in windows], pin_memory=on_cuda)
-    waveforms = torch.zeros((len(windows), int(lengths.max())), dtype=torch.float32, pin_memory=on_cuda)
-    for row, window in zip(waveforms, windows, strict=True):
-        row[: len(window)] = torch.from_numpy(window)
-    return model.embed(waveforms.to(device, non_blocking=on_cuda), lengths.to(device, non_blocking=on_cuda))
 
 
 class _Joined:

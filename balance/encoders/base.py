@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch import Tensor, device
+import torch
 
+from balance.audio import resample
+from balance.encoders.checked import CheckedModel
 from balance.encoders.config import Pool
 from balance.encoders.precision import Precision
 
@@ -35,18 +37,10 @@ class Encoder(Protocol):
         ...
 
 
-class Model(Protocol):
-    """A built encoder on its device. No gradients are kept around it."""
-
-    def embed(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
-        """(n, samples) float32, zeros after a waveform's end, and (n,) int64 lengths, on its device -> (n, dim)."""
-        ...
-
-
 class Source(Protocol):
     """How to build the model; picklable."""
 
-    def build(self, device: device, precision: Precision) -> Model:
+    def build(self, device: torch.device, precision: Precision) -> CheckedModel:
         """precision: resolved. Raises UserError."""
         ...
 
@@ -56,8 +50,9 @@ class WaveformEncoder:
     """The description of an encoder that hears waveforms.
 
     name: as a person knows it, for messages; sample_rate_hz: None for the file's own; max_duration_s: of a window,
-    None for any length; pool: what joins the windows of a clip; equal_lengths: batches hold waveforms of one length
-    (padding would change the numbers); weights: what decides the model's numbers, as JSON.
+    None for any length; pool: what joins the windows of a clip; pads: whether the model is meant to take waveforms of
+    different lengths in a batch; allow_variant: `encoder.allow_variant`; weights: what decides the model's numbers, as
+    JSON.
     """
 
     name: str
@@ -66,13 +61,17 @@ class WaveformEncoder:
     sample_rate_hz: int | None
     max_duration_s: float | None
     pool: Pool
-    equal_lengths: bool
+    pads: bool
+    allow_variant: bool
     weights: Mapping[str, Any]
     inputs: Mapping[str, str] = field(default_factory=dict)
 
-    def made_by(self) -> dict[str, Any]:
-        from balance.audio import resample
+    @property
+    def equal_lengths(self) -> bool:
+        """Whether a batch holds waveforms of one length."""
+        return self.allow_variant or not self.pads
 
+    def made_by(self) -> dict[str, Any]:
         return {
             "encoder": dict(self.weights),
             "sample_rate_hz": self.sample_rate_hz,

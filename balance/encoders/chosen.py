@@ -9,13 +9,19 @@ from pathlib import Path
 
 from balance.encoders.base import Encoder
 from balance.encoders.config import EncoderConfig, Kind
+from balance.encoders.hear import read_hear
 from balance.encoders.plugin import read_plugin
+from balance.encoders.transformers import read_pretrained
 from balance.encoders.vipant import read_vipant
 from balance.errors import UserError
 
 
 def read_encoder(config: EncoderConfig) -> Encoder:
     """Raises UserError: keys that are missing, a file or library that is not there, a model that cannot be read."""
+    if config.kind is Kind.transformers:
+        return read_pretrained(config)
+    if config.kind is Kind.hear:
+        return read_hear(config)
     if config.kind is Kind.plugin:
         return read_plugin(config)
     return read_vipant(_checkpoint_path(config), compile=config.compile)

@@ -19,6 +19,15 @@ class Kind(Enum):
     plugin = "plugin"
 
 
+class Pooling(Enum):
+    """What makes one vector of a model's hidden states; `auto` is a table per type of model (docs/encoders.md)."""
+
+    auto = "auto"
+    mean = "mean"
+    cls = "cls"
+    pooler = "pooler"
+
+
 class Pool(Enum):
     """What joins the embeddings of a long clip's windows."""
 
@@ -37,8 +46,15 @@ class EncoderConfig:
     kind: Kind = key(Kind.vipant, "which of them; encoder=NAME sets it")
     checkpoint: str | None = key(None, "the .pth file (required with encoder=vipant)", common=True)
     target: str | None = key(None, "package.module:factory (required with encoder=plugin)", common=True)
-    args: dict[str, Any] = key_from(dict, "what the factory of encoder.target is called with")
+    args: dict[str, Any] = key_from(dict, "what the factory of encoder.target is called with (encoder=plugin)")
+    model: str | None = key(None, "a folder or hub name (required with encoder=transformers)", common=True)
+    pooling: Pooling = key(Pooling.auto, "auto (by the type of model), mean, cls or pooler (encoder=transformers)")
+    layer: int = key(-1, "whose hidden states are pooled; -1: the model's last output (encoder=transformers)")
+    trust_remote_code: bool = key(False, "run code that comes with the model (encoder=transformers)")
+    module: str | None = key(None, "a module with the HEAR interface (required with encoder=hear)", common=True)
+    weights: str | None = key(None, "what its load_model is called with (encoder=hear)")
     pool: Pool = key(Pool.mean, "what joins the windows of a long clip: mean or max (not VIP-ANT)")
+    allow_variant: bool = key(False, "embed one length at a time with an encoder that hears padding (not VIP-ANT)")
     device: str = key("auto", "auto, cpu, cuda, cuda:1 …", common=True)
     precision: Precision = key(
         Precision.auto, "float32, tf32, float16 or bfloat16; auto: tf32 on CUDA, float32 on a CPU", common=True

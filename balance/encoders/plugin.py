@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from balance.encoders.base import Model, WaveformEncoder
+from balance.encoders.base import WaveformEncoder
 from balance.encoders.checked import CheckedModel, errors_of
 from balance.encoders.config import EncoderConfig
 from balance.encoders.precision import Precision
@@ -51,50 +51,47 @@ class Plugin:
             raise UserError(
                 f"encoder.target={self.target}: it must be package.module:factory, as encoder.target=my_encoders:beats"
             )
-        try:
-            found = importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name is not None and (module == error.name or module.startswith(f"{error.name}.")):
-                raise UserError(
-                    f"encoder.target={self.target}: there is no module {error.name}; it must be importable from the "
-                    "working directory or installed"
-                ) from error
-            raise UserError(
-                f"{self.name} needs the library {error.name}, which is not installed: pip install it"
-            ) from error
-        except Exception as error:
-            with errors_of(self.name, "import"):
-                raise error
-        factory: Any = getattr(found, attribute, None)
+        factory: Any = getattr(import_module(module, "encoder.target"), attribute, None)
         if not callable(factory):
             what = "no such name" if factory is None else "not a function or class"
             raise UserError(f"encoder.target={self.target}: {attribute} is {what} in {module}")
         made: Callable[..., Any] = factory
         return made
 
-    def build(self, device: torch.device, precision: Precision) -> Model:
+    def build(self, device: torch.device, precision: Precision) -> CheckedModel:
+        """Without a `to` it computes on the CPU."""
         made = self.make()
-        facts = _facts(self.name, made)
-        if hasattr(made, "to"):
+        dim = _facts(self.name, made)["dim"]
+        can_move = hasattr(made, "to")
+        if can_move:
             with errors_of(self.name, "to(device)"):
                 moved = made.to(device)
             made = made if moved is None else moved
-        else:  # it computes where it likes
-            made, device = _OnTheCpu(made), device
-        return CheckedModel(made, name=self.name, dim=facts["dim"], device=device, precision=precision, autocast=True)
+        return CheckedModel(
+            made,
+            name=self.name,
+            dim=dim,
+            device=device,
+            hears_on=device if can_move else torch.device("cpu"),
+            precision=precision,
+            autocast=True,
+            inside=made,
+        )
 
 
-class _OnTheCpu:
-    """A plugin without `to`: it is handed waveforms on the CPU and may answer from there."""
-
-    def __init__(self, made: Any) -> None:
-        self._made = made
-
-    def embed(self, waveforms: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        given = self._made.embed(waveforms.cpu(), lengths.cpu())
-        is_there = isinstance(given, torch.Tensor) and given.device.type == "cpu"
-        answer: torch.Tensor = given.to(waveforms.device) if is_there else given
-        return answer
+def import_module(name: str, key: str) -> Any:
+    """The user's module. UserError where it is not there, or fails. key: the configuration's, for the message."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            raise UserError(
+                f"{key}={name}: there is no module {error.name}; it must lie in the working directory or be installed"
+            ) from error
+        raise UserError(f"{key}={name}: it needs {error.name}, which is not installed: pip install it") from error
+    except Exception as error:
+        with errors_of(f"{key}={name}", "import"):
+            raise error
 
 
 def read_plugin(config: EncoderConfig) -> WaveformEncoder:
@@ -113,7 +110,8 @@ def read_plugin(config: EncoderConfig) -> WaveformEncoder:
         sample_rate_hz=facts["sample_rate_hz"],
         max_duration_s=facts["max_duration_s"],
         pool=config.pool,
-        equal_lengths=False,
+        pads=True,
+        allow_variant=config.allow_variant,
         weights={"plugin": _fingerprint(source, made), "dim": facts["dim"]},
     )
 
@@ -152,14 +150,19 @@ def _fingerprint(source: Plugin, made: Any) -> str:
         with errors_of(source.name, "fingerprint"):
             own = own() if callable(own) else own
             return own.hex() if isinstance(own, bytes) else str(own)
-    digest = hashlib.sha256(json.dumps([source.target, source.args], sort_keys=True, default=str).encode())
     module = inspect.getmodule(source._factory())
+    return digest_of(source.target, module, source.args, made)
+
+
+def digest_of(name: str, module: Any, args: Any, made: Any) -> str:
+    """Hex digest of a name, arguments, the bytes of files that they name, a module's source, an object's arrays."""
+    digest = hashlib.sha256(json.dumps([name, args], sort_keys=True, default=str).encode())
     file = None if module is None else inspect.getsourcefile(module)
-    for path in [file, *(value for value in source.args.values() if isinstance(value, str))]:
-        if path is not None and Path(path).is_file():
+    for path in [file, *(args.values() if isinstance(args, Mapping) else args)]:
+        if isinstance(path, str) and Path(path).is_file():
             digest.update(files.sha256_file(Path(path)).encode())
-    for name, values in sorted(_arrays(made), key=lambda item: item[0]):
-        digest.update(f"{name} {values.dtype} {values.shape}".encode() + np.ascontiguousarray(values).tobytes())
+    for key, values in sorted(_arrays(made), key=lambda item: item[0]):
+        digest.update(f"{key} {values.dtype} {values.shape}".encode() + np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()
 
 

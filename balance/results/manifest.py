@@ -52,6 +52,7 @@ def write(
             "device": embedded.device,
             "precision": embedded.precision,
             "precision_report": None if embedded.precision_report is None else _plain(embedded.precision_report),
+            "conformance": None if embedded.conformance is None else dict(embedded.conformance),
             "fingerprint": embedded.fingerprint,
             "times_s": {name: round(seconds, 3) for name, seconds in times_s.items()},
         },

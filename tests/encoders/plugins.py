@@ -66,3 +66,76 @@ class OtherDim(Spectrum):
 
 class OddDuration(Spectrum):
     max_duration_s = -1.0
+
+
+class BatchNormInTraining(Spectrum):
+    """Its factory forgot `eval()`."""
+
+    def __init__(self) -> None:
+        self.norm = torch.nn.BatchNorm1d(BANDS)
+
+    def embed(self, waveforms: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return self.norm(super().embed(waveforms, lengths))
+
+
+class HearsOtherClips(Spectrum):
+    """Batch statistics that no layer gives away."""
+
+    def embed(self, waveforms: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        given = super().embed(waveforms, lengths)
+        return given - 0.1 * given.mean(0)
+
+
+class HearsPadding(Spectrum):
+    def embed(self, waveforms: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return super().embed(waveforms, torch.full_like(lengths, waveforms.shape[1]))
+
+
+class KeepsState(Spectrum):
+    calls = 0
+
+    def embed(self, waveforms: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return super().embed(waveforms, lengths) * (1 + 0.01 * self.calls)
+
+
+class KnowsItsPlace(Spectrum):
+    """The first of a batch is louder."""
+
+    def embed(self, waveforms: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        given = super().embed(waveforms, lengths).clone()
+        given[0] *= 1 + 0.01 * (len(given) - 1)
+        return given
+
+
+class NanForSilence(Spectrum):
+    def embed(self, waveforms: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        given = super().embed(waveforms, lengths)
+        return given / given.norm(dim=1, keepdim=True)
+
+
+class GradientLeftOn(Spectrum):
+    def __init__(self) -> None:
+        self.weight = torch.nn.Parameter(torch.ones(BANDS))
+
+    def embed(self, waveforms: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return super().embed(waveforms, lengths) * self.weight
+
+
+class GradientTurnedOn(GradientLeftOn):
+    def embed(self, waveforms: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            return super().embed(waveforms, lengths)
+
+
+class WrongDevice(Spectrum):
+    def to(self, device: torch.device) -> None:
+        pass
+
+    def embed(self, waveforms: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return super().embed(waveforms, lengths).to("meta")
+
+
+class NoTensor(Spectrum):
+    def embed(self, waveforms: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return super().embed(waveforms, lengths).numpy()
