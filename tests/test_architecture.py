@@ -42,6 +42,7 @@ HOME = {
     "av": {"audio.ffmpeg"},
     "ray": {"engine.ray"},
     "transformers": {"encoders.transformers"},
+    "soxr": {"audio.resample"},
     "sklearn": set(),
     "fsspec": {"runtime.remote"},
 }
