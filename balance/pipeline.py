@@ -50,7 +50,8 @@ from balance.results.summary import summarise, write_summary
 from balance.results.train_root import write_train_root
 from balance.runtime import files
 from balance.runtime.remote import place
-from balance.search.top_k import cached_search, load
+from balance.search.ranges import search_ranges
+from balance.search.top_k import Result, kept_or_found, load, search
 
 if TYPE_CHECKING:
     from balance.engine.ray import Cluster
@@ -326,15 +327,32 @@ def _search(settings: Settings, embedded: Embedded, eligible_positions: Int64, e
         def progress(done: int, _: int) -> None:
             bar.update(done - bar.n)
 
-        positions, similarities = cached_search(
+        candidates = SomeVectors(pool.vectors, eligible_positions)
+
+        def find(k: int, scratch: Path | None) -> Result:
+            if engine is None:
+                return search(
+                    load(seeds.vectors),
+                    candidates,
+                    k,
+                    settings.search,
+                    device=torch.device(embedded.device),
+                    scratch=scratch,
+                    progress=progress,
+                )
+            if scratch is None:
+                raise UserError(f"executor=ray: the cache {settings.cache} cannot be written: type cache_dir=…")
+            return search_ranges(
+                engine, seeds.vectors, candidates, k, settings.search, folder=scratch, progress=progress
+            )
+
+        positions, similarities = kept_or_found(
             settings.cache,
             _neighbours_key(embedded, eligible),
-            load(seeds.vectors),
-            SomeVectors(pool.vectors, eligible_positions),
+            (len(seeds.embedded), len(eligible)),
             settings.k,
             settings.search,
-            device=own_device(embedded.device),
-            progress=progress,
+            find,
         )
     return Neighbours(seeds.embedded, eligible.astype(np.int32)[positions], similarities)
 

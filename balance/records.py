@@ -229,6 +229,11 @@ class SomeVectors:
     def take(self, rows: Int64) -> Float32:
         return self._vectors.take(self._rows[rows])
 
+    def portable(self, rows: Int64) -> Vectors | None:
+        """These rows as vectors that can be pickled and read on another machine; None where these vectors can not."""
+        choose = getattr(self._vectors, "portable", None)
+        return None if choose is None else choose(self._rows[rows])
+
     def name(self, row: int) -> str:
         return self._vectors.name(int(self._rows[row]))
 

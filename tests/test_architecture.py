@@ -23,8 +23,9 @@ LEVELS = (
     ("preflight", "config", "config_errors", "help"),
     ("curation", "demo", "training"),
     ("embed", "stats"),
-    ("encoders", "engine"),
+    ("encoders",),
     ("data", "audio", "search"),
+    ("engine",),
     ("runtime",),
     ("records", "errors"),
 )

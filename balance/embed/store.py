@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from balance.audio.decode import DECODERS
-from balance.embed.store_files import Part, read_confirmed, read_part, version_of
+from balance.embed.store_files import Part, id_in_part, read_confirmed, read_part, version_of
 from balance.errors import UserError
 from balance.records import Bool, DecodeFailure, Facts, Float32, Int64, Stamp
 
@@ -71,6 +71,8 @@ class Store:
             )
         self.dim = next(iter(dims), 0)
         self._first = np.cumsum([0] + [len(part.paths) for part in self._parts])
+        offsets = np.array([part.offset for part in self._parts], dtype=np.int64)
+        self._places = _Places(tuple(part.file for part in self._parts), self._first, offsets, self.dim)
         empty = pa.array([], pa.string())
         self.paths = pa.concat_arrays([empty] + [part.paths for part in self._parts])
         self.ids = pa.concat_arrays([empty] + [part.ids for part in self._parts])
@@ -210,7 +212,7 @@ class Store:
 
     def vectors(self, rows: Int64) -> StoreVectors:
         """The vectors of these store rows, as a `records.Vectors`."""
-        return StoreVectors(self, rows)
+        return StoreVectors(self._places, rows)
 
     def identity(self, rows: Int64) -> str:
         """Hex digest that changes when the bytes of any part that holds these rows change (parts name their bytes), or
@@ -224,9 +226,7 @@ class Store:
 
     def place(self, rows: Int64) -> tuple[Int64, Int64]:
         """(part number, byte offset in its file) of each row."""
-        part = np.searchsorted(self._first, rows, side="right") - 1
-        offset = np.array([p.offset for p in self._parts], dtype=np.int64)
-        return part, offset[part] + (rows - self._first[part]) * (4 * self.dim)
+        return self._places.of(rows)
 
     def _part_of(self, row: int) -> int:
         return int(np.searchsorted(self._first, row, side="right")) - 1
@@ -235,16 +235,56 @@ class Store:
         return self._parts[number].file
 
 
-class StoreVectors:
-    """`records.Vectors` over chosen store rows, read with `pread` in runs of neighbouring rows."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Places:
+    """Where the vectors of a store lie, P parts. first: (P + 1,) the store row of each part's first; offsets: (P,) of
+    its vectors in its file, in bytes."""
 
-    def __init__(self, store: Store, rows: Int64) -> None:
-        self._store = store
+    files: tuple[Path, ...]
+    first: Int64
+    offsets: Int64
+    dim: int
+
+    def of(self, rows: Int64) -> tuple[Int64, Int64]:
+        """(part number, byte offset in its file) of each row."""
+        part = np.searchsorted(self.first, rows, side="right") - 1
+        return part, self.offsets[part] + (rows - self.first[part]) * (4 * self.dim)
+
+
+class StoreVectors:
+    """`records.Vectors` over chosen store rows, read with `pread` in runs of neighbouring rows. Picklable: another
+    machine reads them where it sees the store's folder."""
+
+    def __init__(self, places: _Places, rows: Int64) -> None:
+        self._places = places
         self._rows = rows
+
+    def portable(self, rows: Int64) -> StoreVectors:
+        """Those of these rows alone, with no more places than they have."""
+        chosen = self._rows[rows]
+        used, at = np.unique(self._places.of(chosen)[0], return_inverse=True)
+        sizes = np.diff(self._places.first)[used]
+        places = _Places(
+            tuple(self._places.files[part] for part in used),
+            np.concatenate([[0], np.cumsum(sizes)]),
+            self._places.offsets[used],
+            self._places.dim,
+        )
+        return StoreVectors(places, chosen - self._places.first[used][at] + places.first[at])
+
+    def __getstate__(self) -> tuple[_Places, Int64, Int64]:
+        """Runs of rows instead of rows: where an index was embedded in its order, a few per part."""
+        starts = np.flatnonzero(np.diff(self._rows, prepend=-2) != 1)
+        return self._places, self._rows[starts], np.diff(np.append(starts, len(self._rows)))
+
+    def __setstate__(self, state: tuple[_Places, Int64, Int64]) -> None:
+        self._places, starts, lengths = state
+        ends = np.cumsum(lengths)
+        self._rows = np.repeat(starts - ends + lengths, lengths) + np.arange(int(lengths.sum()))
 
     @property
     def shape(self) -> tuple[int, int]:
-        return len(self._rows), self._store.dim
+        return len(self._rows), self._places.dim
 
     def read(self, start: int, stop: int) -> Float32:
         return self._gather(self._rows[start:stop])
@@ -253,15 +293,18 @@ class StoreVectors:
         return self._gather(self._rows[rows])
 
     def name(self, row: int) -> str:
-        part, _ = self._store.place(self._rows[row : row + 1])
-        return f"{self._store.part_file(int(part[0])).name}, id {self._store.ids[int(self._rows[row])].as_py()}"
+        part = int(self._places.of(self._rows[row : row + 1])[0][0])
+        return f"{self._places.files[part].name}, id {id_in_part(self._places.files[part], self._row_in(part, row))}"
+
+    def _row_in(self, part: int, row: int) -> int:
+        return int(self._rows[row] - self._places.first[part])
 
     def _gather(self, rows: Int64) -> Float32:
-        dim = self._store.dim
+        dim = self._places.dim
         out = np.empty((len(rows), dim), dtype=np.float32)
         if len(rows) == 0:
             return out
-        part, offset = self._store.place(rows)
+        part, offset = self._places.of(rows)
         jump = (part[1:] != part[:-1]) | (offset[1:] != offset[:-1] + 4 * dim)
         starts = np.concatenate([[0], np.flatnonzero(jump) + 1, [len(rows)]])
         data = out.reshape(-1).view(np.uint8).data
@@ -271,13 +314,13 @@ class StoreVectors:
                 if part[a] != opened:
                     if descriptor >= 0:
                         os.close(descriptor)
-                    opened, descriptor = part[a], os.open(self._store.part_file(int(part[a])), os.O_RDONLY)
+                    opened, descriptor = part[a], os.open(self._places.files[int(part[a])], os.O_RDONLY)
                 view = data[a * 4 * dim : b * 4 * dim]
                 done = 0
                 while done < len(view):
                     got = os.preadv(descriptor, [view[done:]], int(offset[a]) + done)
                     if got == 0:
-                        raise UserError(f"{self._store.part_file(int(part[a]))} became shorter while it was read")
+                        raise UserError(f"{self._places.files[int(part[a])]} became shorter while it was read")
                     done += got
         finally:
             if descriptor >= 0:

@@ -193,6 +193,12 @@ def read_part(file: Path) -> Part | None:
         )
 
 
+def id_in_part(file: Path, row: int) -> str:
+    """The id of a row, for messages."""
+    with pa.memory_map(str(file)) as source:
+        return str(pa.ipc.open_file(source).get_batch(0).column("id")[row].as_py())
+
+
 def _stamps_of(metadata: dict[bytes, bytes], num_rows: int) -> Int64:
     if b"balance.stamps" not in metadata:
         return np.full((num_rows, 2), -1, dtype=np.int64)

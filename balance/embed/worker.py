@@ -74,6 +74,8 @@ def _work(task: EmbedTask, place: Place, parts: Tasks[PlannedPart], report: Repo
     """A worker's whole life in an engine (`seam.Work`); the task's own plan is empty."""
     task = dataclasses.replace(task, device=place.device, num_workers=place.num_cores, num_threads=place.num_threads)
     _make(task, parts, report if parts.is_shared else ClipCounts(report))
+    if place.device != "cpu":
+        torch.cuda.empty_cache()  # this process may search next
 
 
 def _make(task: EmbedTask, parts: Tasks[PlannedPart], report: Report) -> None:

@@ -31,6 +31,7 @@ WAIT_S = 1.0
 _ROWS = 1 << 12
 
 Result = tuple[Int32, Float32]
+Find = Callable[[int, Path | None], Result]  # of k and a folder for what resumes it, None where nothing can be written
 
 
 class ArrayVectors:
@@ -58,6 +59,19 @@ def load(vectors: Vectors) -> Float32:
     return rows
 
 
+def refuse_shapes(seeds: tuple[int, int], pool: tuple[int, int], k: int) -> None:
+    """UserError where seeds and pool, (n, dim) each, have no k neighbours."""
+    num_pool, dim = pool
+    if not seeds[0]:
+        raise UserError("there are no seeds whose neighbours could be searched")
+    if seeds[1] != dim:
+        raise UserError(f"the seeds' vectors have {seeds[1]} dimensions, the pool's {dim}: not from one encoder")
+    if not 1 <= k <= num_pool:
+        raise UserError(
+            f"k={k} neighbours were asked for, but {num_pool} pool clips can be neighbours: type k={num_pool} or less"
+        )
+
+
 def search(
     seeds: Float32,
     pool: Vectors,
@@ -76,15 +90,8 @@ def search(
     (default: the backend's). Returns positions in the pool (S, k) int32 and similarities (S, k) float32.
     UserError: no seeds, k larger than the pool, different dims, vectors that are not finite.
     """
-    num_pool, dim = pool.shape
-    if not len(seeds):
-        raise UserError("there are no seeds whose neighbours could be searched")
-    if seeds.shape[1] != dim:
-        raise UserError(f"the seeds' vectors have {seeds.shape[1]} dimensions, the pool's {dim}: not from one encoder")
-    if not 1 <= k <= num_pool:
-        raise UserError(
-            f"k={k} neighbours were asked for, but {num_pool} pool clips can be neighbours: type k={num_pool} or less"
-        )
+    num_pool = pool.shape[0]
+    refuse_shapes((len(seeds), seeds.shape[1]), pool.shape, k)
     streaming.check_finite(
         rescore.lengths_of(torch.from_numpy(seeds).double()), ArrayVectors(seeds, "seeds, row {}".format), 0
     )
@@ -123,22 +130,35 @@ def cached_search(
     device: torch.device,
     progress: streaming.Progress | None = None,
 ) -> Result:
-    """`search` at max(k, k_cache), at most the pool, kept under `cache_dir`; of parallel jobs one searches.
+    """`search`, kept (`kept_or_found`)."""
+
+    def find(k: int, scratch: Path | None) -> Result:
+        return search(seeds, pool, k, config, device=device, scratch=scratch, progress=progress)
+
+    return kept_or_found(cache_dir, key, (len(seeds), pool.shape[0]), k, config, find)
+
+
+def kept_or_found(
+    cache_dir: Path, key: str, shape: tuple[int, int], k: int, config: SearchConfig, find: Find
+) -> Result:
+    """What `find` gives at max(k, k_cache), at most the pool, kept under `cache_dir`; of parallel jobs one searches.
 
     key: names everything that the result depends on (store fingerprint, seed and pool ids in order, exclusions) and
-    is a file name. A kept result with fewer neighbours is computed anew and replaced, one with more is sliced.
+    is a file name; shape: seeds, pool clips. A kept result with fewer neighbours is computed anew and replaced, one
+    with more is sliced.
     """
-    wanted = min(max(k, config.k_cache), pool.shape[0])
+    num_seeds, num_pool = shape
+    wanted = min(max(k, config.k_cache), num_pool)
     if k > wanted:
-        return search(seeds, pool, k, config, device=device)  # raises: the pool is too small
-    kept = _Kept(cache_dir / "neighbours", key, (len(seeds), wanted))
+        return find(k, None)  # raises: the pool is too small
+    kept = _Kept(cache_dir / "neighbours", key, (num_seeds, wanted))
     said = False
     while (result := kept.read()) is None:
         try:
             lock = kept.acquire()
         except OSError as error:
             log.warning("the neighbours are kept for this run alone: %s", cause(error))
-            return search(seeds, pool, wanted, config, device=device, progress=progress)
+            return find(wanted, None)
         if lock is None:
             if not said:
                 log.info("another job searches the same neighbours; waiting for %s", kept.path)
@@ -148,7 +168,7 @@ def cached_search(
         with lock:
             if (result := kept.read()) is not None:
                 break
-            result = search(seeds, pool, wanted, config, device=device, scratch=kept.scratch, progress=progress)
+            result = find(wanted, kept.scratch)
             kept.write(result)
             break
     return result
