@@ -88,7 +88,7 @@ def plan_ranges(num_seeds: int, num_pool: int, dim: int, k: int) -> tuple[list[t
     """(ranges of seeds, slices of the pool). They depend on the sizes alone, so that a search goes on with others.
 
     A worker holds per seed its vector in float32 and float64 and in low precision, and the search's running top K with
-    as much room again (`rescore.Running`).
+    as much room again (`running.Running`).
     """
     seed_bytes = 14 * dim + 8 * (k + min(max(k, 64), 1 << 11))
     seeds = _pieces(num_seeds, min(RANGE_SEEDS, max(1, RANGE_BYTES // seed_bytes)))
