@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from tqdm import tqdm
 
@@ -34,6 +33,7 @@ from balance.data import clip_ids, formats, precomputed, splits
 from balance.data.config import Format, Ids
 from balance.data.locate import NoSuchIndex
 from balance.data.ontology import ontology_file, read_ontology, read_parents
+from balance.data.slices import same_sound
 from balance.demo.making import ensure_demo
 from balance.embed.stage import embed_media
 from balance.encoders.chosen import read_encoder
@@ -199,7 +199,12 @@ def _embed_media(
 
     def read(value: str) -> Index:
         return formats.read_split(
-            dataset.format, value, root=settings.root, media=settings.media_root, columns=dataset.columns
+            dataset.format,
+            value,
+            root=settings.root,
+            media=settings.media_root,
+            columns=dataset.columns,
+            slices=dataset.slices,
         )
 
     indexes = splits.read_splits(dataset, read)
@@ -305,9 +310,7 @@ def _scratch(settings: Settings) -> Path | None:
 def _eligible_positions(k: int, embedded: Embedded, decontaminated: Removals) -> Int64:
     """The places in `pool.embedded` of the clips that may be neighbours: no seed's id, no copy of an eval clip."""
     seeds, pool = embedded.seeds, embedded.pool
-    excluded = np.asarray(
-        pc.is_in(pool.index.ids, value_set=seeds.index.ids).to_numpy(zero_copy_only=False), dtype=bool
-    ).copy()
+    excluded = same_sound(pool.index, seeds.index, None) >= 0
     excluded[decontaminated.rows] = True
     positions = np.flatnonzero(~excluded[pool.embedded])
     preflight.check_k(

@@ -12,8 +12,11 @@ import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from balance.data.clip_ids import refuse_seeds_in_eval
+import numpy as np
+import pyarrow as pa
+
 from balance.data.config import Ids
+from balance.data.slices import same_sound
 from balance.engine.seam import Visible
 from balance.errors import UserError
 from balance.records import Index
@@ -55,7 +58,18 @@ def check_indexes(k: int, budget: int | None, indexes: Mapping[str, Index], ids_
             f"{len(seeds)} on"
         )
     if "eval" in indexes:
-        refuse_seeds_in_eval(seeds.ids, indexes["eval"].ids, ids_as)
+        _refuse_seeds_in_eval(seeds, indexes["eval"], ids_as)
+
+
+def _refuse_seeds_in_eval(seeds: Index, evaluation: Index, ids_as: Ids) -> None:
+    """UserError if a seed is an evaluation clip, naming up to five."""
+    shared = np.flatnonzero(same_sound(seeds, evaluation, ids_as) >= 0)
+    if len(shared):
+        names = ", ".join(seeds.ids.take(pa.array(shared[:5])).to_pylist())
+        raise UserError(
+            f"{len(shared):,} seeds are evaluation clips ({names}{', …' if len(shared) > 5 else ''}): take them out of "
+            "dataset.balanced, or type dataset.eval=null to run without the guard"
+        )
 
 
 @contextlib.contextmanager

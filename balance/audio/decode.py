@@ -28,6 +28,7 @@ from balance.audio.frames import shift_samples, window_samples
 from balance.audio.open_sound import Sound, open_sound
 from balance.audio.resample import Mixer, cut, mixed, window_starts
 from balance.audio.sound_file import Undecodable, open_regular
+from balance.audio.stretch import Stretch
 
 # The published loader keeps max_len frames of 10 ms and 50 ms more.
 CROP_MARGIN_S = 0.05
@@ -64,14 +65,21 @@ def kept_samples(sample_rate: int, max_frames: int) -> int:
     return int(sample_rate * (max_frames / 100 + CROP_MARGIN_S))
 
 
-def load(file: str | os.PathLike[str] | BinaryIO, *, max_frames: int, zero_mean: bool) -> Waveform:
+def load(
+    file: str | os.PathLike[str] | BinaryIO,
+    *,
+    max_frames: int,
+    zero_mean: bool,
+    stretch_s: tuple[float, float] | None = None,
+) -> Waveform:
     """Decode, measure, crop, remove the mean (the published evaluation path).
 
     file: a path, or a seekable binary file; max_frames: 10 ms frames that the encoder takes; zero_mean: subtract the
-    mean over all channels and samples of the cropped clip. Raises `Undecodable`. libsndfile's mp3 decoder may write
-    warnings to file descriptor 2: silencing them is the caller's business.
+    mean over all channels and samples of the cropped clip; stretch_s: the clip is this part of the file. Raises
+    `Undecodable`. libsndfile's mp3 decoder may write warnings to file descriptor 2: silencing them is the caller's
+    business.
     """
-    with _opened(file) as sound:
+    with _opened(file, stretch_s) as sound:
         return _load(sound, max_frames, zero_mean)
 
 
@@ -81,6 +89,7 @@ def load_windows(
     sample_rate_hz: int | None,
     max_duration_s: float | None,
     most_samples: int,
+    stretch_s: tuple[float, float] | None = None,
 ) -> Iterator[Waveform]:
     """Decode, measure, mix, resample, cut: what encoders other than VIP-ANT hear of a clip.
 
@@ -88,7 +97,7 @@ def load_windows(
     the windows in pieces of no more, but at least one window each. Raises `Undecodable`, perhaps after some pieces.
     Mixed samples above `_KEPT_BYTES` are not held: the clip is decoded a second time while its windows are taken.
     """
-    with _opened(file) as sound:
+    with _opened(file, stretch_s) as sound:
         heard = _Heard(sound, sample_rate_hz)
         whole, _ = _measure(sound, heard.add)
         heard.end()
@@ -107,11 +116,12 @@ def load_windows(
 
 
 @contextlib.contextmanager
-def _opened(file: str | os.PathLike[str] | BinaryIO) -> Iterator[Sound]:
+def _opened(file: str | os.PathLike[str] | BinaryIO, stretch_s: tuple[float, float] | None) -> Iterator[Sound]:
     """Whatever goes wrong with it inside is `Undecodable`."""
     try:
         with open_regular(file) if isinstance(file, (str, os.PathLike)) else contextlib.nullcontext(file) as opened:
-            yield open_sound(opened)
+            sound = open_sound(opened)
+            yield sound if stretch_s is None else Stretch(sound, *stretch_s)
     except OSError as error:
         raise Undecodable("undecodable", error.strerror or type(error).__name__) from error
     except (soundfile.SoundFileError, MemoryError, ValueError, OverflowError) as error:

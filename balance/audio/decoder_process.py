@@ -204,6 +204,7 @@ class _Decoder:
     def _pieces(self, request: dict[str, Any]) -> Iterator[Waveform]:
         settings = self._settings
         source = self._reader.open(request["path"], request["offset"], request["size"])
+        stretch_s = media.stretch_s(request["path"])
         with contextlib.nullcontext() if isinstance(source, str) else source:
             if settings.windows:
                 yield from load_windows(
@@ -211,9 +212,10 @@ class _Decoder:
                     sample_rate_hz=settings.sample_rate_hz,
                     max_duration_s=settings.max_duration_s,
                     most_samples=settings.slot_bytes // 4,
+                    stretch_s=stretch_s,
                 )
             else:
-                yield load(source, max_frames=settings.max_frames, zero_mean=settings.zero_mean)
+                yield load(source, max_frames=settings.max_frames, zero_mean=settings.zero_mean, stretch_s=stretch_s)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ said in `partial`. The price: samples cross from FFmpeg to numpy frame by frame,
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from av.stream import Discard
 
-from balance.audio.sound_file import BLOCK_VALUES, Undecodable
+from balance.audio.sound_file import BLOCK_VALUES, Undecodable, without_first
 
 _FORMATS = (
     *("aac", "ac3", "aiff", "amr", "amrnb", "amrwb", "ape", "asf", "au", "avi", "caf", "dsf", "dts", "dtshd", "eac3"),
@@ -41,6 +42,8 @@ _GUESSED_LENGTH = {
     "mpeg",
     "truehd",
 }
+_GUESSED_TIMES = _GUESSED_LENGTH - {"aac"}  # its packets are counted on the way
+_RUN_UP_S = 1.0  # decoded before a stretch: frames overlap, and lean on earlier ones
 _SLACK_S = 0.2  # headers count an encoder's delay and padding, or the video beside the sound
 
 Block = npt.NDArray[np.float32]
@@ -54,19 +57,24 @@ class FFmpegSound:
         self._file = file
         self._announced_s: float | None = None
         self.partial = ""
-        self._frames: Iterator[Any] | None = self._decode()
-        self._first = next(self._frames, None)
-        if self._first is None:
+        frames = self._decode()
+        first = next(frames, None)
+        if first is None:
             raise Undecodable("undecodable", self.partial or "no sample could be decoded")
-        self.sample_rate, self.channels = _kind(self._first)
+        self.sample_rate, self.channels = _kind(first)
+        self._first_pts, self._first_size = first.pts, first.samples
+        self._frames: Iterator[Any] | None = itertools.chain([first], frames)
 
-    def blocks(self) -> Iterator[Block]:
-        """(n, channels) float32, n the same for all but the last; each call begins at the first sample."""
-        frames = self._frames or self._decode()
-        first, self._frames = self._first if self._frames else None, None
+    def blocks(self, start: int = 0) -> Iterator[Block]:
+        """(n, channels) float32 from sample `start` on; n the same for all but the last, and the first of a `start`."""
+        at, frames = self._frames_before(start)
+        yield from without_first(self._blocks(at, frames), start - at)
+
+    def _blocks(self, num_samples: int, frames: Iterator[Any]) -> Iterator[Block]:
+        """The frames' samples; num_samples: those before them."""
         size = max(1, BLOCK_VALUES // self.channels)
-        block, filled, num_samples = np.empty((size, self.channels), np.float32), 0, 0
-        for frame in frames if first is None else _after(first, frames):
+        block, filled = np.empty((size, self.channels), np.float32), 0
+        for frame in frames:
             self._refuse_change(frame, num_samples)
             samples = _samples(frame, self.channels)
             num_samples += len(samples)
@@ -81,13 +89,38 @@ class FFmpegSound:
             yield block[:filled]
         self._say_what_is_missing(num_samples / self.sample_rate)
 
-    def _decode(self) -> Iterator[Any]:
-        """The frames of the first audio stream that hold samples. `partial` then tells of packets left out."""
+    def _frames_before(self, start: int) -> tuple[int, Iterator[Any]]:
+        """(number of the first sample, frames) from at most `start` on: from near it where a seek leads there."""
+        frames, self._frames = self._frames, None
+        if start > _RUN_UP_S * self.sample_rate and self._first_pts is not None:
+            if self._announced_s is not None and start > (self._announced_s + _SLACK_S) * self.sample_rate:
+                return start, iter(())
+            near = self._decode(from_s=start / self.sample_rate - _RUN_UP_S)
+            first = next(near, None)
+            if first is not None and first.pts is not None and (at := self._number(first)) <= start:
+                return at, itertools.chain([first], near)
+            frames = None
+        return 0, frames or self._decode()
+
+    def _number(self, frame: Any) -> int:
+        """The number of a frame's first sample by its time, which some containers round to a millisecond: frames of one
+        size begin at its multiples."""
+        seconds = float((frame.pts - self._first_pts) * frame.time_base)
+        rounding = 2 * max(1.0, float(frame.time_base) * self.sample_rate)  # of both times
+        by_time = seconds * self.sample_rate - self._first_size
+        by_size = round(by_time / frame.samples) * frame.samples
+        return int(self._first_size + (by_size if abs(by_size - by_time) <= rounding else round(by_time)))
+
+    def _decode(self, from_s: float = 0.0) -> Iterator[Any]:
+        """The frames of the first audio stream that hold samples, from a time on; none where no seek leads there.
+        `partial` then tells of packets left out."""
         self._file.seek(0)
         self.partial, num_damaged = "", 0
         with _said(), av.open(self._file, "r", metadata_errors="replace", options=_OPTIONS) as container:
             stream = _first_audio(container)
             self._announced_s = _announced_s(container, stream)
+            if from_s and not self._seek(container, stream, from_s):
+                return
             for packet in self._packets(container, stream):
                 try:
                     frames = packet.decode()
@@ -97,6 +130,17 @@ class FFmpegSound:
                 yield from (frame for frame in frames if frame.samples)
         if num_damaged:
             self.partial = f"{num_damaged} of its packets cannot be decoded"
+
+    def _seek(self, container: Any, stream: Any, to_s: float) -> bool:
+        """Go to a frame at this time or before it; whether that could be done."""
+        if container.format.name in _GUESSED_TIMES:
+            return False
+        try:
+            next(container.decode(stream), None)  # else FFmpeg takes the encoder's delay off the frame that it goes to
+            container.seek(self._first_pts + int(to_s / stream.time_base), stream=stream)
+        except av.error.FFmpegError:
+            return False
+        return True
 
     def _packets(self, container: Any, stream: Any) -> Iterator[Any]:
         """All packets of the stream, the last one empty: it gets out what the decoder holds back."""
@@ -158,11 +202,6 @@ def _announced_s(container: Any, stream: Any) -> float | None:
 
 def _kind(frame: Any) -> tuple[int, int]:
     return int(frame.sample_rate), len(frame.layout.channels)
-
-
-def _after(first: Any, frames: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from frames
 
 
 _FULL_SCALE = {"u8": 1 << 7, "s16": 1 << 15, "s32": 1 << 31}

@@ -1,8 +1,9 @@
 """An open file of any kind -> its samples, by libsndfile, else by FFmpeg; or what the file is instead of audio.
 
-In: a seekable binary file. Out: a `Sound`. libsndfile comes first, so that what it reads keeps its bytes; what is
-certainly no audio by its first bytes goes to nobody; the rest to FFmpeg, which is imported when the first such file
-comes. The price of trying one after the other: a few milliseconds of a file that nobody reads.
+In: a seekable binary file. Out: a `Sound`, of which `stretch.Stretch` takes a part. libsndfile comes first, so that
+what it reads keeps its bytes; what is certainly no audio by its first bytes goes to nobody; the rest to FFmpeg, which
+is imported when the first such file comes. The price of trying one after the other: a few milliseconds of a file that
+nobody reads.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ class Sound(Protocol):
     channels: int
     partial: str
 
-    def blocks(self) -> Iterator[npt.NDArray[np.float32]]:
-        """(n, channels) float32, n the same for all but the last; each call begins at the first sample."""
+    def blocks(self, start: int = 0) -> Iterator[npt.NDArray[np.float32]]:
+        """(n, channels) float32 each, from sample `start` on, to which it seeks; each call begins there."""
         ...
 
 

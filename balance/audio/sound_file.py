@@ -70,6 +70,14 @@ def _refuse_irregular(mode: int) -> None:
         raise Undecodable("undecodable", f"{what}, not a file")
 
 
+def without_first(blocks: Iterator[npt.NDArray[np.float32]], size: int) -> Iterator[npt.NDArray[np.float32]]:
+    """The blocks without their first `size` samples."""
+    for block in blocks:
+        if size < len(block):
+            yield block[size:]
+        size = max(0, size - len(block))
+
+
 class LibsndfileSound:
     """The samples of one open file.
 
@@ -95,13 +103,20 @@ class LibsndfileSound:
         unknown = "not a regular file" in words or "Format not recognised" in words
         return "not a known audio format" if unknown else words
 
-    def blocks(self) -> Iterator[npt.NDArray[np.float32]]:
-        """(n, channels) float32, n the same for all but the last; each call begins at the first sample."""
-        part: _Part | None = self._first or self._part(0)
+    def blocks(self, start: int = 0) -> Iterator[npt.NDArray[np.float32]]:
+        """(n, channels) float32 from sample `start` on; n the same for all but the last, and the first of a `start`."""
+        part = self._first or self._part(0)
         self._first, self.partial = None, ""
+        part.seek_before(start)
+        yield from without_first(self._blocks(part), start - part.num_samples)
+
+    def _blocks(self, part: _Part | None) -> Iterator[npt.NDArray[np.float32]]:
+        """From where `part` stands to the end of the last joined file."""
+        assert part is not None
+        num_samples = part.num_samples
         size = max(1, BLOCK_VALUES // self.channels)
         slab = np.empty((0, self.channels), dtype=np.float32)  # what is not yet read of it
-        filled = num_samples = 0
+        filled = 0
         while part is not None:
             if len(slab) < size:  # one large piece of memory: freed and taken again it stays mapped, small ones do not
                 slab = np.empty((_SLAB_BLOCKS * size, self.channels), dtype=np.float32)
@@ -215,6 +230,17 @@ class _Part:
         self.format = self.stream.format
         self.sample_rate, self.channels = int(self.stream.samplerate), int(self.stream.channels)
         self.stream.seek(0)  # as soundfile.read does: it moves an mp3's last bits
+
+    def seek_before(self, sample: int) -> None:
+        """Go to a second before this sample, or before the end: what follows is the same as when all is decoded."""
+        near = min(sample, self.stream.frames) - self.sample_rate
+        if near <= 0:
+            return
+        try:
+            self.stream.seek(near)
+            self.num_samples = near
+        except soundfile.LibsndfileError:  # of a length that nobody knows: read from the start
+            self.stream.seek(0)
 
     def read(self, out: npt.NDArray[np.float32]) -> int:
         """Fill the (n, channels) float32 `out` from its start; the samples read, 0 at the end."""

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from balance.curation.config import Leaks
 from balance.curation.dedup import FindCopies, need_sound, sound_codes
 from balance.curation.removed import Removals, Rule
-from balance.data.clip_ids import comparable
 from balance.data.config import Ids
+from balance.data.slices import same_sound
 from balance.errors import UserError
 from balance.records import Int64, Split
 from balance.runtime.wording import listed
@@ -69,9 +68,9 @@ def warn_of_copied_seeds(
 
 
 def _by_id(pool: Split, eval: Split, ids_as: Ids) -> Removals:
-    found = pc.index_in(comparable(pool.index.ids, ids_as), value_set=comparable(eval.index.ids, ids_as))
-    at = np.flatnonzero(np.asarray(found.is_valid()))
-    return Removals.of(at, Rule.leak_id, eval.index.ids.take(found.take(pa.array(at))))
+    found = same_sound(pool.index, eval.index, ids_as)
+    at = np.flatnonzero(found >= 0)
+    return Removals.of(at, Rule.leak_id, eval.index.ids.take(pa.array(found[at])))
 
 
 def _by_samples(clips: Split, eval: Split, rows: Int64) -> Removals:

@@ -36,9 +36,9 @@ def build(config: IndexConfig, *, ontology: dict[str, str] | None = None) -> Ite
     UserError where no listed clip is present, or where flat media may not be linked.
     """
     media, out = _folders(config)
-    lists = read_lists(config.layout, config.segments or [], config.splits, media)
+    lists = read_lists(config.layout, config.segments or [], config.splits, media, slices=config.slices)
     stems = [one.stem for one in lists]
-    sought, found = _search(lists, media, out)
+    sought, found = _search(lists, media, out, whole=config.slices)
     require_frames = found.has_frames if config.require_frames is None else config.require_frames
     link = _is_linked(config, found, require_frames)
     matches = [match(one.segments, sought, found, require_frames=require_frames) for one in lists]
@@ -62,7 +62,8 @@ def build(config: IndexConfig, *, ontology: dict[str, str] | None = None) -> Ite
     write_json(out / "index.json", summary)
     where = "" if link or out.resolve() == media.resolve() else f" dataset.media={media}"
     seeds = "" if config.layout is Layout.audioset else f" dataset.balanced={stems[0]} dataset.unbalanced=…"
-    yield f"Next: python -m balance.run dataset.root={out}{where}{seeds} encoder.checkpoint=…"
+    slices = " dataset.slices=true" if config.slices else ""
+    yield f"Next: python -m balance.run dataset.root={out}{where}{seeds}{slices} encoder.checkpoint=…"
 
 
 def _folders(config: IndexConfig) -> tuple[Path, Path]:
@@ -78,8 +79,8 @@ def _folders(config: IndexConfig) -> tuple[Path, Path]:
     return media, out
 
 
-def _search(lists: Sequence[Listed], media: Path, out: Path) -> tuple[Wanted, Found]:
-    """The clips of all lists, and where they lie: as the lists say, else by a walk."""
+def _search(lists: Sequence[Listed], media: Path, out: Path, *, whole: bool) -> tuple[Wanted, Found]:
+    """The clips of all lists, and where they lie: as the lists say, else by a walk, for whole files if so asked."""
     aliases = {alias: id for one in lists for alias, id in one.aliases.items()}
     sought = wanted([one.segments for one in lists], aliases)
     files = {
@@ -89,7 +90,7 @@ def _search(lists: Sequence[Listed], media: Path, out: Path) -> tuple[Wanted, Fo
         for id, file in zip(one.segments.ids, one.files, strict=True)
     }
     if not files:
-        return sought, scan(media, sought, skip=out)
+        return sought, scan(media, sought, skip=out, whole=whole)
     if len(files) < sum(len(one.segments) for one in lists):
         raise UserError("two of the folders hold clips with the same id (their path with _ for /): rename one folder")
     return sought, flat_found(files, len(files))

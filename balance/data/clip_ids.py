@@ -154,18 +154,6 @@ def comparable(ids: Strings, read_as: Ids) -> Strings:
     return whole if read_as is Ids.whole else pc.coalesce(_youtube_ids(ids), whole)
 
 
-def refuse_seeds_in_eval(seed_ids: Strings, eval_ids: Strings, read_as: Ids) -> None:
-    """UserError if a seed is an evaluation clip, naming up to five."""
-    is_eval = pc.is_in(comparable(seed_ids, read_as), value_set=comparable(eval_ids, read_as))
-    shared = seed_ids.filter(is_eval)
-    if len(shared):
-        names = ", ".join(shared[:5].to_pylist())
-        raise UserError(
-            f"{len(shared):,} seeds are evaluation clips ({names}{', …' if len(shared) > 5 else ''}): take them out of "
-            "dataset.balanced, or type dataset.eval=null to run without the guard"
-        )
-
-
 def _youtube_ids(ids: Strings) -> Strings:
     return pc.struct_field(pc.extract_regex(ids, _YOUTUBE_ID), "id")
 

@@ -71,6 +71,7 @@ class DatasetConfig:
     unbalanced: str = key("unbalanced_train_segments", "the pool to choose from", common=True)
     eval: str | None = key("eval_segments", "the clips that must never be chosen; null: no guard", common=True)
     ids: Ids = key(Ids.auto, "compare ids as YouTube ids (auto: where nearly all have that shape), or whole")
+    slices: bool = key(False, "clips are stretches of longer files: only bos … eos of each record is decoded")
     ontology: str | None = key(None, "names for label ids; default: ontology.json under the root, if it is there")
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
 
@@ -79,6 +80,11 @@ class DatasetConfig:
             raise ValueError(f"dataset.name={self.name}: a name for folders, without slashes")
         for name in ("root", "media", "balanced", "unbalanced", "eval", "ontology"):
             check_url(f"dataset.{name}", getattr(self, name))
+        if self.slices and self.format not in (Format.vipant, Format.segments):
+            raise ValueError(
+                f"dataset.slices=true needs records with times, and dataset.format={self.format.value} has none: "
+                "type dataset.format=vipant or segments, or leave it out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,6 +127,7 @@ class IndexConfig:
     )
     segments: Any = key(None, "a list file, or several: [a.csv,b.csv] (required, but with folders)", common=True)
     splits: Any = key(None, "the folds or splits to take of a list that has any: [1,2], or train; default: all")
+    slices: bool = key(False, "several segments of one file: to be used with dataset.slices=true")
     media: str | None = key(None, "the folder to walk, in VIP-ANT's layout or flat (required)", common=True)
     out: str | None = key(None, "where src_*.csv are written, and links for flat media (required)", common=True)
     require_frames: bool | None = key(
@@ -143,6 +150,8 @@ class IndexConfig:
                     f"index.segments={INDEX_EXAMPLES['segments']}"
                 )
             self.segments = [os.path.expanduser(path) for path in self.segments]
+        if self.slices and self.layout is not Layout.audioset:
+            raise ValueError(f"index.slices=true: clips of index.layout={self.layout.value} are files of their own")
         stems = [self._stem(path) for path in self.segments or []]
         if twice := [stem for stem, count in Counter(stems).items() if count > 1]:
             raise ValueError(f"index.segments has two lists named {twice[0]}: each gives src_{twice[0]}.csv")

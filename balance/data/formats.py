@@ -31,21 +31,24 @@ from balance.runtime.remote import AnyPath
 log = logging.getLogger(__name__)
 
 
-def read_split(format: Format, value: str, *, root: AnyPath, media: AnyPath, columns: ColumnsConfig) -> Index:
+def read_split(
+    format: Format, value: str, *, root: AnyPath, media: AnyPath, columns: ColumnsConfig, slices: bool = False
+) -> Index:
     """One split as columns; paths are keys relative to `media` (`balance.data.media` opens them).
 
-    value: `dataset.balanced` or its like. NoSuchIndex where there is none; UserError for everything wrong with it.
+    value: `dataset.balanced` or its like; slices: `dataset.slices`, of vipant and segments.
+    NoSuchIndex where there is none; UserError for everything wrong with it.
     Of `embeddings` this gives the ids alone; `precomputed.read_vectors` gives the vectors.
     """
     label_map = root / LABEL_MAP
     readers = {
-        Format.vipant: lambda: vipant_index.read_index(index_file(root, value), media),
+        Format.vipant: lambda: vipant_index.read_index(index_file(root, value), media, slices=slices),
         Format.ast_json: lambda: ast_json.read_ast_json(
             one_file(root, value, ".json"), media=media, label_map=label_map
         ),
         Format.parquet: lambda: parquet_files.read_parquet(media, value, columns),
         Format.webdataset: lambda: tar_shards.read_tar(media, value, columns.labels),
-        Format.segments: lambda: _read_segments(one_file(root, value, ".csv"), media),
+        Format.segments: lambda: _read_segments(one_file(root, value, ".csv"), media, slices),
         Format.embeddings: lambda: precomputed.read_ids(root, value),
         Format.folder: lambda: folder_files.read_folder(root, media, value, with_labels=columns.labels is not None),
     }
@@ -55,10 +58,10 @@ def read_split(format: Format, value: str, *, root: AnyPath, media: AnyPath, col
     return index
 
 
-def _read_segments(path: AnyPath, media: AnyPath) -> Index:
-    segments = read_list(path)
+def _read_segments(path: AnyPath, media: AnyPath, slices: bool) -> Index:
+    segments = read_list(path, slices=slices)
     sought = wanted([segments])
-    found = scan(media, sought)
+    found = scan(media, sought, whole=slices)
     matched = match(segments, sought, found, require_frames=False)
     num_found, num_listed = len(matched.rows), len(segments)
     if not num_found:
@@ -67,7 +70,7 @@ def _read_segments(path: AnyPath, media: AnyPath) -> Index:
         )
     if num_found < num_listed:
         log.warning("%s: %d of the %d listed clips are there; the others are left out", path, num_found, num_listed)
-    return to_index(matched)
+    return to_index(matched, slices=slices)
 
 
 def write_index(format: Format, parts: Sequence[Index], run_dir: Path, k: int, *, columns: ColumnsConfig) -> list[Path]:

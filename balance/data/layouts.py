@@ -59,15 +59,18 @@ class Listed:
     files: Sequence[str] | None = None
 
 
-def read_lists(layout: Layout, paths: Sequence[str], splits: Sequence[str] | None, media: Path) -> list[Listed]:
-    """The lists to look for. paths: list files; of `folders` names of folders under the media folder, none: itself.
+def read_lists(
+    layout: Layout, paths: Sequence[str], splits: Sequence[str] | None, media: Path, *, slices: bool = False
+) -> list[Listed]:
+    """The lists to look for. paths: list files; of `folders` names of folders under the media folder, none: itself;
+    slices: an official list may hold several segments of one file.
 
     UserError names the file, the line and what is wrong with it.
     """
     if layout is Layout.folders:
         return [_read_classes(media, name) for name in paths or [str(media.absolute())]]
     if layout is Layout.audioset:
-        return [Listed(stem=Path(path).stem, segments=read_list(Path(path))) for path in paths]
+        return [Listed(stem=Path(path).stem, segments=read_list(Path(path), slices=slices)) for path in paths]
     return [_read_form(_FORMS[layout], Path(path), splits) for path in paths]
 
 

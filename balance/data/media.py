@@ -1,8 +1,8 @@
 """A clip's key -> its bytes: a file under the media root, or a member of a container, read in place.
 
 The decoder processes import this, so it is standard library alone (pyarrow only where the media are parquet, fsspec
-only where they lie behind a URL). Keys:
-a path relative to the media root; `shard-00012.tar: abc.flac` with its place in the tar; `train-3.parquet row 118`.
+only where they lie behind a URL). Keys: a path relative to the media root, with `#t=bos,eos` for seconds inside the
+file; `shard-00012.tar: abc.flac` with its place in the tar; `train-3.parquet row 118`.
 A parquet row group is streamed forward and the reader keeps its place: clips come in order, so a process unpacks each
 once; going back starts the row group anew.
 """
@@ -13,6 +13,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -63,13 +64,34 @@ def parquet_key(file: str, row: int) -> str:
     return f"{file} row {row}"
 
 
+STRETCH = r"#t=[0-9]+(?:\.[0-9]+)?,[0-9]+(?:\.[0-9]+)?$"  # as browsers read it: a media fragment
+
+
+def stretch_key(path: str, bos: str | None, eos: str | None) -> str:
+    """The key of seconds `bos` … `eos` of a file."""
+    return f"{path}#t={bos},{eos}"
+
+
+def stretch_s(path: str) -> tuple[float, float] | None:
+    """The seconds of the file that a key means; None for the whole file."""
+    if "#t=" not in path or not (found := re.search(STRETCH, path)):
+        return None
+    bos, eos = found[0].removeprefix("#t=").split(",")
+    return float(bos), float(eos)
+
+
+def without_stretch(path: str) -> str:
+    """The key of the whole file."""
+    return re.sub(STRETCH, "", path) if "#t=" in path else path
+
+
 def container(format: str, path: str) -> str:
-    """The file under the media root that holds the clip with this key: for plain formats the key itself."""
+    """The file under the media root that holds the clip with this key: for plain formats the key but for its times."""
     if format == "webdataset":
         return path[: path.index(_MEMBER) + len(".tar")]
     if format == "parquet":
         return path[: path.rindex(_ROW) + len(".parquet")]
-    return path
+    return without_stretch(path)
 
 
 def relative_path(path: str, media_root: str | AnyPath | None) -> str | None:

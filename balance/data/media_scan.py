@@ -88,17 +88,18 @@ class _Seen:
         self.rests.append(rest)
 
 
-def scan(root: AnyPath, wanted: Wanted, *, skip: Path | None = None) -> Found:
-    """Walk the tree once; `skip` is a folder not to enter (the one being written, if it lies inside).
+def scan(root: AnyPath, wanted: Wanted, *, skip: Path | None = None, whole: bool = False) -> Found:
+    """Walk the tree once; `skip` is a folder not to enter (the one being written, if it lies inside); whole: of flat
+    files those whose names say the segment's times are not meant.
 
     Links to folders are followed, except to a folder that the walk is inside of. Where `skip` is the root itself,
     gold files that are links into it are not seen: an earlier run made them.
     """
     if isinstance(root, RemotePath):
-        return _scan_remote(root, wanted)
+        return _scan_remote(root, wanted, whole)
     top = os.path.realpath(root)
     skipped = os.path.realpath(skip) if skip is not None else None
-    walk = _Walk(wanted, top if skipped == top else None)
+    walk = _Walk(wanted, top if skipped == top else None, whole)
     stack = [_Folder("", top, ())]
     while stack:
         folder = stack.pop()
@@ -107,8 +108,8 @@ def scan(root: AnyPath, wanted: Wanted, *, skip: Path | None = None) -> Found:
     return walk.found()
 
 
-def _scan_remote(root: RemotePath, wanted: Wanted) -> Found:
-    walk = _Walk(wanted, None)
+def _scan_remote(root: RemotePath, wanted: Wanted, whole: bool) -> Found:
+    walk = _Walk(wanted, None, whole)
     names_in: dict[str, list[str]] = {}
     for path in sorted(root.walk()):
         relative, _, name = path.rpartition("/")
@@ -151,8 +152,8 @@ class _Folder(NamedTuple):
 class _Walk:
     """What has been seen so far."""
 
-    def __init__(self, wanted: Wanted, linked_into: str | None) -> None:
-        self._wanted = wanted
+    def __init__(self, wanted: Wanted, linked_into: str | None, whole: bool) -> None:
+        self._wanted, self._whole = wanted, whole
         self._linked_into = linked_into
         self._folders: list[str] = []
         self._gold = {"aclip": _Seen(), "clip": _Seen()}
@@ -221,7 +222,7 @@ class _Walk:
     def _add_flat(self, name: str, folder: _Folder) -> None:
         stem, _, suffix = name.rpartition(".")
         meant = find_clip(stem, self._wanted)
-        if meant is None:
+        if meant is None or (self._whole and meant[1]):
             self._add_other(folder.path(name))
             return
         clip, is_segment = meant

@@ -61,8 +61,9 @@ class SegmentList:
         return f'{self.ids[row]}, {self.bos[row]}, {self.eos[row]}, "{self.labels[row]}"'
 
 
-def read_list(path: AnyPath) -> SegmentList:
-    """A list of segments. UserError names the file and the line that is none."""
+def read_list(path: AnyPath, *, slices: bool = False) -> SegmentList:
+    """A list of segments. slices: one file may have several, at different times. UserError names the file and the line
+    that is none."""
     rows = _Rows(path)
     try:
         with io.TextIOWrapper(path.open("rb"), encoding="utf-8-sig", newline="") as file:
@@ -77,7 +78,7 @@ def read_list(path: AnyPath) -> SegmentList:
         raise UserError(f"{path}: not UTF-8 ({error.reason})") from None
     except OSError as error:
         raise UserError(f"{path}: the segment list cannot be read: {error.strerror}") from None
-    return rows.finish()
+    return rows.finish(slices)
 
 
 class _Lines:
@@ -154,11 +155,13 @@ class _Rows:
             why = "a JSON record: this is an index already, not a list of segments"
         raise UserError(f"{self._path} line {number}: {line.rstrip()[:60]!r} is {why}")
 
-    def finish(self) -> SegmentList:
+    def finish(self, slices: bool) -> SegmentList:
         if not len(self._rows):
             raise UserError(f"{self._path}: empty segment list: no segment in it")
         ids = pa.array(self._rows.ids, type=pa.string())
         check_ids(ids, lambda row: f"{self._path} line {self._numbers[row]}")
+        if slices:
+            ids = pa.array([f"{id}_{bos}" for id, bos in zip(self._rows.ids, self._rows.bos, strict=True)], pa.string())
         refuse_duplicates(str(self._path), ids)
         return self._rows
 

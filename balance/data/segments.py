@@ -20,6 +20,7 @@ import pyarrow as pa
 from balance.data.media_names import Wanted, likely_id
 from balance.data.media_scan import Found
 from balance.data.segment_lists import SegmentList
+from balance.data.slices import cut
 from balance.errors import UserError
 from balance.records import Index, Int64
 
@@ -94,13 +95,20 @@ def lines(matched: Matched, folders: Sequence[str] | None = None) -> Iterator[st
         )
 
 
-def to_index(matched: Matched) -> Index:
-    """The present clips as an index without an index file; `entries` are the lines of the official list."""
+def to_index(matched: Matched, *, slices: bool = False) -> Index:
+    """The present clips as an index without an index file; `entries` are the lines of the official list. slices: the
+    clips are stretches of their files."""
     segments, rows = matched.segments, matched.rows.tolist()
+    ids, paths = pa.array([segments.ids[row] for row in rows], type=pa.string()), _paths(matched)
+    if slices:
+        bos, eos = ([times[row] for row in rows] for times in (segments.bos, segments.eos))
+        ids, paths = cut(
+            ids.to_pylist(), paths.to_pylist(), bos, eos, lambda i: f"{segments.file}: {segments.line(rows[i])}"
+        )
     return Index(
         file=segments.file,
-        ids=pa.array([segments.ids[row] for row in rows], type=pa.string()),
-        paths=_paths(matched),
+        ids=ids,
+        paths=paths,
         labels=segments.label_sets().take(matched.rows),
         entries=pa.array([segments.line(row).encode() for row in rows], type=pa.large_binary()),
     )

@@ -21,6 +21,7 @@ from balance.data.clip_ids import check_ids, refuse_duplicates
 from balance.data.json_lines import Bytes
 from balance.data.locate import NoSuchIndex, existing_indexes
 from balance.data.media import relative_path
+from balance.data.slices import cut
 from balance.errors import UserError
 from balance.records import Float64, Index, Labels, Strings
 from balance.runtime.files import atomic, atomic_text
@@ -35,6 +36,7 @@ _SCHEMA = pa.schema(
         ("labels", pa.list_(pa.string())),
     ]
 )
+_SLICES_SCHEMA = pa.schema([*_SCHEMA, ("bos", pa.string()), ("eos", pa.string())])
 _SEGMENT_LINE = re.compile(rb'[\w-]{11}, *[\d.]+, *[\d.]+, *"')
 _NOT_PLAIN = r"^/|//|(^|/)\.\.?(/|$)|[\x00-\x1f]"
 
@@ -74,22 +76,27 @@ def write_weights(path: Path, weights: Float64) -> Path:
     return path
 
 
-def read_index(path: AnyPath, media: AnyPath | None = None) -> Index:
+def read_index(path: AnyPath, media: AnyPath | None = None, *, slices: bool = False) -> Index:
     """A VIP-ANT index as columns, in the order of its lines. UserError names the file, the line and what is wrong.
 
-    media: the media root, under which an absolute `dir` may lie (None: such a one is refused). CRLF line ends and a
+    media: the media root, under which an absolute `dir` may lie (None: such a one is refused); slices: a record's `bos`
+    and `eos` are seconds inside its file, which other records may share (`data.slices`). CRLF line ends and a
     missing last line end are tolerated: `Index.lines` holds the records without them.
     """
     data = _read_bytes(path)
     _refuse_other_files(path, data)
-    table, lines = json_lines.parse(path, data, _SCHEMA)
+    table, lines = json_lines.parse(path, data, _SLICES_SCHEMA if slices else _SCHEMA)
     if not len(lines):
         raise UserError(f"{path}: empty index: no line in it")
     audio_key = _audio_key(path, table)
+    ids, paths = _column(table, "id"), _paths(path, table, audio_key, media)
+    if slices:
+        bos, eos = _column(table, "bos").to_pylist(), _column(table, "eos").to_pylist()
+        ids, paths = cut(ids.to_pylist(), paths.to_pylist(), bos, eos, lambda row: f"{path} line {row + 1}")
     index = Index(
         file=str(path),
-        ids=_column(table, "id"),
-        paths=_paths(path, table, audio_key, media),
+        ids=ids,
+        paths=paths,
         labels=labels_from_lists(_column(table, "labels")),
         lines=lines,
         audio_key=audio_key,

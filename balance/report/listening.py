@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from balance.data.media import ALL_AUDIO
+from balance.data.media import ALL_AUDIO, without_stretch
 from balance.records import Float64, Index, Int64, Neighbours, Split
 from balance.report import spectrogram
 from balance.report.sound import Clips, Sound, Wave, decode, mp3
@@ -91,10 +91,11 @@ class Links:
 
     def audio(self, index: Index, row: int) -> tuple[str, ...]:
         """The links to a clip's sound."""
-        path = index.paths[row].as_py()
+        key = index.paths[row].as_py()
+        path = without_stretch(key)
         if index.offsets is not None or path.rsplit(".", 1)[-1].lower() not in ALL_AUDIO:
             return ()
-        return tuple(base + quote(path) for base in self.bases)
+        return tuple(base + quote(path) + key.removeprefix(path) for base in self.bases)
 
     def frame(self, index: Index, row: int) -> str | None:
         """The link to the middle video frame that a VIP-ANT record names, if that file is there."""

@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow.compute as pc
 
 from balance.curation.removed import Rule
-from balance.data.formats import read_split
 from balance.errors import UserError
 from balance.results.read_run import Run
 from balance.runtime.wording import listed
@@ -106,7 +105,7 @@ def _listed(run: Run, clip_id: str) -> str | None:
     for split, value in (("pool", source.unbalanced), ("eval", source.eval)):
         if value:
             with contextlib.suppress(UserError, OSError):
-                index = read_split(source.format, value, root=source.root, media=source.media, columns=source.columns)
+                index = source.read_split(value)
                 if pc.any(pc.equal(index.ids, clip_id)).as_py():
                     return split
     return None

@@ -23,7 +23,9 @@ import pyarrow.parquet as pq
 
 from balance.curation.removed import Rule
 from balance.data.config import ColumnsConfig, Format
+from balance.data.formats import read_split
 from balance.errors import UserError
+from balance.records import Index
 from balance.results import curation_files, tables
 from balance.runtime.remote import AnyPath, place
 
@@ -43,6 +45,13 @@ class Source:
     unbalanced: str
     eval: str | None
     columns: ColumnsConfig
+    slices: bool
+
+    def read_split(self, value: str) -> Index:
+        """A split as the run read it. UserError, OSError."""
+        return read_split(
+            self.format, value, root=self.root, media=self.media, columns=self.columns, slices=self.slices
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -223,6 +232,7 @@ def _source(dataset: dict[str, Any]) -> Source:
         columns=ColumnsConfig(
             id=_text(columns["id"]), audio=_text(columns["audio"]), labels=_text_or_none(columns["labels"])
         ),
+        slices=dataset.get("slices") is True,
     )
 
 

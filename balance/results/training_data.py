@@ -14,7 +14,6 @@ from pathlib import Path
 import pyarrow.compute as pc
 
 from balance.data.config import Format, MediaSource
-from balance.data.formats import read_split
 from balance.data.locate import NoSuchIndex
 from balance.errors import UserError
 from balance.records import Index
@@ -40,7 +39,7 @@ def read_training_data(run_dir: Path) -> TrainingData:
     source, table = run.facts.source, run.augmented
 
     def read(value: str) -> Index:
-        return read_split(source.format, value, root=source.root, media=source.media, columns=source.columns)
+        return source.read_split(value)
 
     if source.format is Format.embeddings:
         raise UserError(f"{run_dir}: its data set holds vectors, not audio: there is nothing to decode and train on")

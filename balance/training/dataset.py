@@ -28,7 +28,7 @@ from balance.audio.fbank import VIPANT_FRONT_END, FrontEnd, LogMel
 from balance.audio.sound_file import Undecodable
 from balance.data.config import ColumnsConfig, Format, MediaSource
 from balance.data.label_map import LABEL_MAP, read_label_map
-from balance.data.media import MediaReader, container
+from balance.data.media import MediaReader, container, stretch_s
 from balance.data.vipant_index import read_index
 from balance.errors import UserError
 from balance.records import Index, common_names
@@ -56,9 +56,10 @@ class Example(NamedTuple):
     frame: str
 
 
-def load_index(path: str | os.PathLike[str]) -> Index:
-    """A VIP-ANT index, strictly: UserError names the file, the line and what is wrong with it."""
-    return read_index(place(path))
+def load_index(path: str | os.PathLike[str], *, slices: bool = False) -> Index:
+    """A VIP-ANT index, strictly: UserError names the file, the line and what is wrong with it. slices: the run's
+    `dataset.slices`: clips are stretches of their files."""
+    return read_index(place(path), slices=slices)
 
 
 def select(index: Index, ids: Iterable[str]) -> Index:
@@ -163,7 +164,10 @@ class ClipDataset(Dataset[Example | None]):
         offsets, sizes = self._places
         source = self._reader[1].open(path, int(offsets[row]), int(sizes[row]))
         with contextlib.nullcontext(source) if isinstance(source, str) else source as file:
-            return decode.load(file, max_frames=self._front_end.max_frames, zero_mean=self._front_end.zero_mean)
+            front_end = self._front_end
+            return decode.load(
+                file, max_frames=front_end.max_frames, zero_mean=front_end.zero_mean, stretch_s=stretch_s(path)
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_reader": None}
@@ -172,12 +176,13 @@ class ClipDataset(Dataset[Example | None]):
         """The image that evaluation uses: number ceil(n / 2) − 1 of the record's n frames."""
         if self.index.lines is None:
             return ""
-        frames = json.loads(self.index.lines[row].as_py()).get("frame") or []
+        record = json.loads(self.index.lines[row].as_py())
+        frames = record.get("frame") or []
         frames = [frames] if isinstance(frames, str) else frames
         if not frames:
             return ""
         chunk = path.rpartition("/")[0].rpartition("/")[0]
-        name = f"{self.index.ids[row].as_py()}.{frames[math.ceil(len(frames) / 2) - 1]}"
+        name = f"{record['id']}.{frames[math.ceil(len(frames) / 2) - 1]}"
         return str(self.root / chunk / "frame" / name)
 
 

@@ -159,11 +159,3 @@ def test_an_id_file_names_the_line(tmp_path):
 def test_ids_of_paths():
     paths = (" a.p0", "e\u0301 ", "a.b", "e\u0301/ a /b.p0", "x.p0/y")
     assert [clip_ids.id_of_path(x) for x in paths] == ["a", "é", "a.b", "é/a/b", "x.p0/y"]
-
-
-def test_seeds_in_eval_are_named():
-    seeds = pa.array(["Yabcdefghijk", "bcdefghijkl_1", "other"])
-    with pytest.raises(UserError, match=r"2 seeds .*Yabcdefghijk, bcdefghijkl_1"):
-        clip_ids.refuse_seeds_in_eval(seeds, pa.array(["abcdefghijk_30", "Ybcdefghijkl"]), Ids.youtube)
-    clip_ids.refuse_seeds_in_eval(seeds, pa.array(["zzz"]), Ids.youtube)
-    clip_ids.refuse_seeds_in_eval(seeds, pa.array(["abcdefghijk_30", "Ybcdefghijkl"]), Ids.whole)
