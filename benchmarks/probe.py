@@ -86,6 +86,7 @@ def large(given: argparse.Namespace, folder: Path) -> dict[str, float]:
         names={},
         missing={},
         clips={},
+        choosing=ArrayVectors(np.zeros((given.pool, 1), dtype=np.float32)),
     )
     config = ProbeConfig(judge=Judge[given.judge])
     started, cpu = time.monotonic(), time.process_time()
@@ -138,6 +139,7 @@ def small() -> float:
         names={},
         missing={},
         clips={},
+        choosing=ArrayVectors(vectors[500:]),
     )
     config = ProbeConfig()
     probe = Probe(none, config, seed=0, device=torch.device("cpu"), cache=Path("/nonexistent"))

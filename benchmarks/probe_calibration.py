@@ -23,9 +23,9 @@ import numpy as np
 import torch
 
 from balance.probe import training_sets
-from balance.probe.config import ProbeConfig
+from balance.probe.config import ProbeConfig, Reading
 from balance.probe.data import ProbeData, Side
-from balance.probe.intervals import difference
+from balance.probe.intervals import EQUIVALENCE, against_draws, benjamini_hochberg, difference, p_values
 from balance.probe.logistic import Columns, fit
 from balance.probe.ranking_metrics import Ranking, mean
 from balance.probe.results import matched
@@ -101,6 +101,7 @@ def draw(world: str, repeat: int, sizes: dict[str, int] = SIZES) -> tuple[ProbeD
         names={},
         missing={},
         clips={},
+        choosing=ArrayVectors(pool.vectors),
     )
     return problem, population, [np.unique(pick()) for _ in range(PICKS_OF_TRUTH)]
 
@@ -110,7 +111,7 @@ def one(job: tuple[str, int]) -> dict[str, float | str | bool]:
     world, repeat = job
     torch.set_num_threads(1)
     problem, population, picks = draw(world, repeat)
-    config = ProbeConfig(k=[NUM_PICKS], network_steps=1, penalties=[1.0, 0.1, 0.01, 0.001])
+    config = ProbeConfig(k=[NUM_PICKS], readings=[Reading.logistic], rivals=[], penalties=[1.0, 0.1, 0.01, 0.001])
     with tempfile.TemporaryDirectory() as folder:
         probe = Probe(problem, config, seed=repeat, device=torch.device("cpu"), cache=Path(folder))
         table = probe.run([arm for arm in probe.arms() if arm.rule in (training_sets.NEIGHBOURS, training_sets.RANDOM)])
@@ -126,6 +127,8 @@ def one(job: tuple[str, int]) -> dict[str, float | str | bool]:
         model = fit(examples, columns, penalty, features[:1000], passes=config.steps, device=torch.device("cpu"))
         return mean(Ranking(model.scores(features).numpy(), truth).figures().ap)
 
+    if world == "b":
+        picks = []  # its truth is 0: random picks against random picks
     by_rule = [population_map(rows, arm.penalty) for rows in picks]
     rng = np.random.default_rng([7, repeat])
     num_pool = len(problem.pool)
@@ -135,7 +138,12 @@ def one(job: tuple[str, int]) -> dict[str, float | str | bool]:
     maps = {id(one): of["logistic"].summary("map") for one, of in zip(table.fits, table.evaluations, strict=True)}
     own, others = maps[id(arm)], [maps[id(draw)] for draw in draws]
     got = difference(*own, np.array([x[0] for x in others]), np.stack([x[1] for x in others]))
+    rankings = [probe.ranking(fit) for fit in (arm, *draws)]
+    ap = np.stack([ranking.figures().ap for ranking in rankings])
+    each = np.stack([ranking.without_each_clip(np.arange(NUM_LABELS)) for ranking in rankings])
+    gain, spread, freedom, _ = against_draws(ap[0], each[0], ap[1:], each[1:])
     return {
+        "rejected": int(benjamini_hochberg(p_values(gain, spread, freedom), 0.1).sum()),
         "low": got.interval()[0],
         "high": got.interval()[1],
         "error": got.error,
@@ -166,6 +174,11 @@ def main() -> None:
                 "deviation": round(float(np.std([x["value"] - x["truth"] for x in got], ddof=1)), 5),
                 "half_width": round(float(np.mean([(x["high"] - x["low"]) / 2 for x in got])), 5),
                 "verdicts": {v: round(float(x), 4) for v, x in verdicts.items()},
+                # TOST: equivalent although the truth is not within the margin; labels found although none differs (b)
+                "false_equivalence": round(
+                    float(np.mean([x["verdict"] == "equivalent" and abs(x["truth"]) >= EQUIVALENCE for x in got])), 4
+                ),
+                "repeats_with_labels_found": round(float(np.mean([x["rejected"] > 0 for x in got])), 4),
                 "recommended": round(float(np.mean([x["recommended"] for x in got])), 4),
             }
             print(f"({world}) {words}: {json.dumps(results[world])}", flush=True)

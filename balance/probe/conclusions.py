@@ -144,14 +144,19 @@ class _Finder:
         )
 
     def _comparisons(self) -> list[Comparison]:
-        """Neighbours and runs against their draws, then the headline against the seeds and the whole pool."""
+        """Neighbours and runs against draws and rivals, rivals against random; the headline against seeds and pool."""
         out = []
+        chosen = (training_sets.NEIGHBOURS, training_sets.RUN)
+        rivals = training_sets.RIVALS
         for group in self.groups:
-            if group.rule in (training_sets.NEIGHBOURS, training_sets.RUN):
+            random = next((g for g in self.groups if g.rule == training_sets.RANDOM and g.matches(group)), None)
+            if group.rule in rivals and random is not None:
+                out += self._compare(group, random)
+            if group.rule in chosen:
                 for reference in self.groups:
-                    draws = reference.rule in (training_sets.RANDOM, training_sets.STRATIFIED)
-                    if draws and reference.matches(group):
-                        out += self._compare(group, reference)
+                    known = reference.rule in (training_sets.RANDOM, training_sets.STRATIFIED, *rivals)
+                    if known and reference.matches(group):
+                        out += self._compare(group, reference, random)
         if self.headline is not None:
             for rule in (training_sets.SEEDS, training_sets.POOL, training_sets.POOL_WEIGHTED):
                 for reference in self.groups:
@@ -159,7 +164,7 @@ class _Finder:
                         out += self._compare(self.headline, reference)
         return out
 
-    def _compare(self, group: Group, reference: Group) -> list[Comparison]:
+    def _compare(self, group: Group, reference: Group, luck: Group | None = None) -> list[Comparison]:
         own = self.table.fits[group.fits[0]].arm.rows
         same = len(reference.fits) > 1 and all(np.array_equal(self.table.fits[i].arm.rows, own) for i in reference.fits)
         num_videos = int(self.data.evaluation.groups.max(initial=-1)) + 1
@@ -167,7 +172,7 @@ class _Finder:
         for reading in self.table.readings:
             unfinished = self._unfinished_words([group, reference], reading)
             for figure in self.figures:
-                estimate = self.estimates.difference(group, reference, reading, figure)
+                estimate = self.estimates.difference(group, reference, reading, figure, luck)
                 verdict, words = self._judge(estimate, figure, same, unfinished)
                 wanted = estimate.videos_for(RESOLVE, num_videos)
                 out.append(

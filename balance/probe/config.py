@@ -8,6 +8,26 @@ from dataclasses import dataclass
 from balance.runtime.keys import key, key_from
 
 
+class Rival(enum.Enum):
+    """A rule that chooses as many pool clips without looking at the seeds (`curation.rivals`)."""
+
+    hierarchical_kmeans = "hierarchical_kmeans"
+    class_balanced = "class_balanced"
+    metaclip = "metaclip"
+    k_center = "k_center"
+    easy_prototypes = "easy_prototypes"
+    hard_prototypes = "hard_prototypes"
+
+
+class Reading(enum.Enum):
+    """How an arm's figures are read; the first is fitted for every choice and cannot be left out."""
+
+    logistic = "logistic"
+    knn = "knn"
+    prototype = "prototype"
+    mlp = "mlp"
+
+
 class Judge(enum.Enum):
     """In how many folds a label is judged: `all`, `one` (five times cheaper), `auto`: by the size of the table."""
 
@@ -20,6 +40,10 @@ def _grid() -> list[float]:
     return [float(f"{10 ** (-i / 2):.3g}") for i in range(13)]
 
 
+def _rivals() -> list[Rival]:
+    return [Rival.hierarchical_kmeans, Rival.class_balanced, Rival.metaclip, Rival.easy_prototypes]
+
+
 @dataclass(kw_only=True, slots=True)
 class ProbeConfig:
     """Which training sets are compared, in which space, and how carefully."""
@@ -27,6 +51,8 @@ class ProbeConfig:
     k: list[int] = key_from(lambda: [4, 10, 32, 100, 512], "neighbours per seed, an arm for each", common=True)
     draws: int = key(5, "size-matched random sets for each arm", common=True)
     stratified: bool = key(False, "also as many random sets with the same label sets", common=True)
+    rivals: list[Rival] = key_from(_rivals, "rules that choose as many clips without the seeds", common=True)
+    readings: list[Reading] = key_from(lambda: list(Reading), "how arms are read; a conclusion needs all to agree")
     runs: list[str] = key_from(list, "folders of finished (curated) runs, an arm each", common=True)
     embeddings: str | None = key(
         None, "another encoder's embeddings to judge in: a store or a folder of vectors", common=True
@@ -49,5 +75,9 @@ class ProbeConfig:
             raise ValueError(f"probe.penalties={self.penalties}: numbers above 0, such as [1e-2,1e-3,1e-4]")
         if self.memory_bytes < 0:
             raise ValueError(f"probe.memory_bytes={self.memory_bytes}: at least 0")
+        if Reading.logistic not in self.readings:
+            raise ValueError("probe.readings: without logistic nothing chooses λ and K: probe.readings=[logistic,knn]")
         self.k = sorted(self.k)
+        self.rivals = list(dict.fromkeys(self.rivals))
+        self.readings = [reading for reading in Reading if reading in self.readings]
         self.penalties = sorted(set(self.penalties), reverse=True)

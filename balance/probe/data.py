@@ -60,6 +60,7 @@ class ProbeData:
     names: dict[str, str]
     missing: dict[str, int]
     clips: Mapping[str, Index]  # seeds, pool, eval: the index rows of each side, in its order
+    choosing: Vectors  # (P, dim'): the pool in the space that chose the neighbours, by which rivals choose
     implies: Any = None  # CSR (L, L): the labels that each label implies, itself included; None: no ontology
     sources: Int64 | None = None  # (P,) the group of the seeds whose source a pool clip shares, −1: none
 
@@ -167,6 +168,7 @@ def of_prepared(prepared: Prepared, dataset: DatasetConfig, embeddings: str | No
         names={label: run.ontology.get(label, label) for label in vocabulary},
         missing={name: max(0, count) for name, count in missing.items()},
         clips=indexes,
+        choosing=SomeVectors(run.pool.vectors, np.searchsorted(run.pool.embedded, views["pool"].rows)),
     )
 
 

@@ -70,8 +70,15 @@ class Estimates:
         bounds = _UNBOUNDED if figure == "d_prime" else (0.0, 1.0)
         return intervals.mean_of_draws(*self._summaries(group, reading, figure), bounds)
 
-    def difference(self, group: Group, reference: Group, reading: str, figure: str) -> Estimate:
-        """A single training set minus a reference arm, paired over the evaluation clips."""
+    def difference(
+        self, group: Group, reference: Group, reading: str, figure: str, luck: Group | None = None
+    ) -> Estimate:
+        """A single training set minus a reference arm, paired over the evaluation clips. luck: the draws whose spread
+        stands for that of a rule with one set (None: the reference's own draws, or these very sets)."""
         (own,), (deviations,) = self._summaries(group, reading, figure)
         bounds = _UNBOUNDED if figure == "d_prime" else (-1.0, 1.0)
+        if luck is not None and len(reference.fits) == 1:
+            (value,), (theirs,) = self._summaries(reference, reading, figure)
+            draws = self._summaries(luck, reading, figure)
+            return intervals.between_sets((float(own), deviations), (float(value), theirs), *draws, bounds)
         return intervals.difference(float(own), deviations, *self._summaries(reference, reading, figure), bounds)

@@ -40,6 +40,7 @@ POOLS = {
     training_sets.POOL: ("D", 8, 1.05, "whole pool"),
     training_sets.POOL_WEIGHTED: ("*", 11, 1.12, "whole pool, weighted"),
 }
+RIVAL_MARKERS = "hpHd<>"
 MARKERS = "oDs^v<>P"  # of the readings
 NUM_LABELS = 14  # in the figure of labels: the strongest gains and losses, so many in all
 
@@ -50,6 +51,7 @@ def size_curve(found: Findings, classifier: str) -> Markup:
     rows = [(arm, value) for arm, value in rows if value.value is not None]
     with canvas(8.6, 4.6) as (plot, (axes,)):
         seeds = [row for row in rows if row[0].rule == training_sets.SEEDS]
+        words: dict[str, str] = {}  # of the rivals' markers
         for rule in LINES:
             of_rule = [row for row in rows if row[0].rule == rule and " as " not in row[0].arm]
             if of_rule:
@@ -62,9 +64,15 @@ def size_curve(found: Findings, classifier: str) -> Markup:
             elif arm.rule == training_sets.RUN:
                 _point(axes, arm.num_clips, value, INK, "P", size=9)
                 _note(axes, short_name(arm.arm), arm.num_clips, value, at_left=True)
+            elif arm.rule in training_sets.RIVALS:
+                marker = RIVAL_MARKERS[training_sets.RIVALS.index(arm.rule)]
+                _point(axes, arm.num_clips, value, OTHER, marker, size=6)
+                words[marker] = arm.rule.replace("_", " ")
             elif arm.rule == training_sets.SEEDS:
                 _point(axes, arm.num_clips, value, INK, "o", size=8)
                 _note(axes, "seeds", arm.num_clips, value)
+        for marker, word in words.items():
+            axes.plot([], [], marker=marker, color=OTHER, linestyle="none", label=word)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{int(x):,}"))

@@ -177,6 +177,20 @@ def difference(
     return Estimate(float(value[0]), error, float(freedom[0]), float(of_draws[0]), bounds)
 
 
+def between_sets(
+    one: tuple[float, Float64],
+    other: tuple[float, Float64],
+    draws: Float64,
+    draw_deviations: Float64,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> Estimate:
+    """One training set's figure minus another's, each (value, deviations (G,)), where each rule has one set: the luck
+    of a set is taken to be that of the random draws of the same size, (D,) and (D, G), and counts twice."""
+    of_clips, freedom = variance((one[1] - other[1])[:, None])
+    between, uncertain = _between(draws[:, None], draw_deviations[:, :, None])
+    return _joined(one[0] - other[0], of_clips, freedom, between, uncertain, 2.0, len(draws) - 1, bounds)
+
+
 def _between(draws: Float64, deviations: Float64) -> tuple[Float64, Float64]:
     """(variance between training sets alone, what was observed and is uncertain by its D − 1 degrees), (L,) each."""
     num_draws = len(draws)

@@ -25,7 +25,7 @@ from balance.prepared import Prepared
 from balance.probe import conclusions, page
 from balance.probe.data import of_prepared
 from balance.probe.findings import Findings
-from balance.probe.results import CLASSIFIERS, FIGURES
+from balance.probe.results import FIGURES, LINEAR
 from balance.probe.runner import Probe
 from balance.probe.training_sets import RANDOM
 from balance.runtime import files
@@ -104,7 +104,7 @@ def write_csv(path: Path, found: Findings) -> None:
         for arm in found.arms:
             for classifier in found.readings:
                 gain = gains.get((arm.arm, classifier))
-                is_fit = classifier == CLASSIFIERS[0]
+                is_fit = classifier == LINEAR
                 row: list[Any] = [arm.arm, arm.rule, arm.k, arm.draws, classifier, arm.num_clips, arm.num_pool_clips]
                 row.append(round(arm.pool_share, 6))
                 row += [arm.penalty, arm.penalty_at_edge, arm.heldout_map] if is_fit else [None] * 3

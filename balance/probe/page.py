@@ -9,7 +9,7 @@ from __future__ import annotations
 from balance.probe.figures import gain_forest, label_gains, size_curve
 from balance.probe.findings import Findings, LabelFindings
 from balance.probe.logistic import SETTLED
-from balance.probe.results import CLASSIFIERS
+from balance.probe.results import LINEAR
 from balance.probe.sentences import reading_name
 from balance.report import html
 
@@ -34,10 +34,10 @@ def render(dataset: str, found: Findings) -> str:
                 "forest": gain_forest(found),
                 "labels": label_gains(found),
             },
-            comparisons=[(r, by_pair[r.arm, r.against]) for r in of_map if r.reading == CLASSIFIERS[0]],
+            comparisons=[(r, by_pair[r.arm, r.against]) for r in of_map if r.reading == LINEAR],
             readings=[(name, reading_name(name)) for name in found.readings],
             label_sets=[("map", "as given"), ("map_ancestors", "with ancestors")]
-            if "map_ancestors" in found.arms[0].readings[CLASSIFIERS[0]]
+            if "map_ancestors" in found.arms[0].readings[LINEAR]
             else [("map", "as given")],
             labels=sorted((x for x in found.labels if x.gain is not None), key=_by_gain),
         )

@@ -17,7 +17,7 @@ from balance.probe.training_sets import Arm
 from balance.records import Bool, Float32, Float64
 from balance.runtime import files
 
-CLASSIFIERS = ("logistic", "knn", "prototype", "mlp")
+LINEAR = "logistic"  # the reading that λ and K are chosen by
 FIGURES = ("map", "map_prior", "map_ancestors", "map_ancestors_prior", "d_prime")
 
 

@@ -18,20 +18,22 @@ from typing import Any
 import numpy as np
 import torch
 
+from balance.curation import rivals
 from balance.errors import UserError
 from balance.probe import heads, intervals, knn, logistic, results, training_sets
-from balance.probe.config import Judge, ProbeConfig
+from balance.probe.config import Judge, ProbeConfig, Reading
 from balance.probe.data import ProbeData, read_runs
 from balance.probe.features import BLOCK_ROWS
 from balance.probe.fitting import Fitter
 from balance.probe.intervals import Estimate, smallest_good
 from balance.probe.ranking_metrics import Ranking, mean
-from balance.probe.results import CLASSIFIERS, FIGURES, Evaluation, FitResult, Penalty, Table
+from balance.probe.results import FIGURES, Evaluation, FitResult, Penalty, Table
 from balance.probe.training_sets import Arm
 from balance.records import Float32, Float64
 from balance.runtime import files
 
 FORMAT = 5  # of the cached fits
+NEARLY_ALL = 0.9  # of the pool: above it any rule takes nearly the same clips, and rivals say nothing
 JUDGE_ALL = 20_000_000  # training rows x labels up to which every label is judged in every fold
 
 
@@ -57,6 +59,7 @@ class Probe:
         """Every training set of the table, each selection rule followed by its draws."""
         config, num_pool, known = self.config, len(self.data.pool), self.data.chosen.shape[1]
         out = [training_sets.seeds_alone()]
+        pool = rivals.Pool(self.data.choosing, self.data.pool.labels, self.seed)
         if config.k[-1] > known:
             raise UserError(f"probe.k={config.k}: only {known} neighbours per seed are known; leave out larger")
         chosen = [training_sets.neighbours(self.data.chosen, self.fitter.folds, k) for k in config.k]
@@ -66,6 +69,9 @@ class Probe:
             out += training_sets.random_draws(arm, num_pool, config.draws, self.seed)
             if config.stratified:
                 out += training_sets.stratified_draws(arm, self.data.pool.labels, config.draws, self.seed)
+            if len(arm.rows) < NEARLY_ALL * num_pool:
+                self._progress(f"{arm.title}: rivals", 0)
+                out += [training_sets.rival(rule.value, arm, pool, self.seed) for rule in config.rivals]
         out += [training_sets.whole_pool(num_pool, weighted=False), training_sets.whole_pool(num_pool, weighted=True)]
         return out
 
@@ -162,9 +168,9 @@ class Probe:
                 {
                     name: Evaluation(
                         kept[f"{name}_ap"], kept[f"{name}_values"], kept[f"{name}_deviations"],
-                        fit.unfinished if name == CLASSIFIERS[0] else 0.0,
+                        fit.unfinished if name == Reading.logistic.value else 0.0,
                     )
-                    for name in CLASSIFIERS
+                    for name in (reading.value for reading in self.config.readings)
                 }
             )  # fmt: skip
         return tuple(out)
@@ -194,14 +200,13 @@ class Probe:
         queries, config = self._features(), self.config
         examples = self.fitter.training_set(fit.arm)
         rng = np.random.default_rng([self.seed, 14])
-        scores = {
-            "logistic": self._linear(fit),
-            "knn": knn.vote(examples, queries, config.votes),
-            "prototype": heads.prototypes(examples, queries),
-            "mlp": heads.network(examples, queries, config.network_steps, rng),
+        read: dict[Reading, Callable[[], Float32]] = {
+            Reading.logistic: lambda: self._linear(fit),
+            Reading.knn: lambda: knn.vote(examples, queries, config.votes),
+            Reading.prototype: lambda: heads.prototypes(examples, queries),
+            Reading.mlp: lambda: heads.network(examples, queries, config.network_steps, rng),
         }
-        assert tuple(scores) == CLASSIFIERS
-        return scores
+        return {reading.value: read[reading]() for reading in config.readings}
 
     def _linear(self, fit: FitResult) -> Float32:
         bias, weight = (torch.from_numpy(values).to(self._device) for values in (fit.bias, fit.weight))
@@ -210,7 +215,15 @@ class Probe:
     def _key(self, kind: str, what: Any, arms: Sequence[Arm], more: Any) -> str:
         config = self.config
         settings = [FORMAT, kind, what, more, config.penalties, config.steps, config.folds, config.network_steps]
-        settings += [config.votes, self.seed, self._device.type, BLOCK_ROWS, torch.__version__, logistic.SETTLED]
+        settings += [
+            [reading.value for reading in config.readings],
+            config.votes,
+            self.seed,
+            self._device.type,
+            BLOCK_ROWS,
+            torch.__version__,
+            logistic.SETTLED,
+        ]
         digest = hashlib.sha256(json.dumps([self.data.fingerprint, *settings]).encode())
         for arm in arms:
             digest.update(f"{arm.rule} {arm.weighted}\n".encode())

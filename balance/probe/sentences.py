@@ -12,7 +12,7 @@ from balance.probe.data import ProbeData
 from balance.probe.estimates import Group
 from balance.probe.findings import Comparison, Conclusion, Findings
 from balance.probe.intervals import RESOLVE, Verdict
-from balance.probe.results import CLASSIFIERS, Table
+from balance.probe.results import LINEAR, Table
 from balance.runtime.wording import listed
 
 FALSE_DISCOVERIES = 0.1
@@ -39,6 +39,12 @@ _AGAINST = {
     training_sets.SEEDS: "the seeds alone",
     training_sets.POOL: "the whole pool",
     training_sets.POOL_WEIGHTED: "the whole pool, weighted",
+    "hierarchical_kmeans": "as many by hierarchical k-means",
+    "class_balanced": "as many, class-balanced",
+    "metaclip": "as many by MetaCLIP's caps",
+    "k_center": "as many by k-center greedy",
+    "easy_prototypes": "as many easy prototypes",
+    "hard_prototypes": "as many hard prototypes",
 }
 
 
@@ -131,7 +137,7 @@ def _on_resolution(found: Findings) -> list[str]:
     rows = [
         row
         for row in found.comparisons
-        if (row.reading, row.figure, row.against_rule) == (CLASSIFIERS[0], "map", training_sets.RANDOM)
+        if (row.reading, row.figure, row.against_rule) == (LINEAR, "map", training_sets.RANDOM)
     ]
     rows = [row for row in rows if row.detectable is not None]
     if not rows:

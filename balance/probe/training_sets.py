@@ -8,18 +8,21 @@ that the sizes match in every fold too. Price: those rows of a draw have nothing
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from balance.curation import rivals
 from balance.curation.baselines import Stratified
 from balance.records import Int32, Int64, Labels
 
 Int8 = npt.NDArray[np.int8]
 
 SEEDS, NEIGHBOURS, RANDOM, STRATIFIED = "seeds", "neighbours", "random", "stratified"
+RIVALS = tuple(rivals.RULES)
 POOL, POOL_WEIGHTED, RUN = "pool", "pool_weighted", "run"
 
 
@@ -44,7 +47,7 @@ class Arm:
     def title(self) -> str:
         """For tables and progress: `neighbours k=10`, `random k=10 draw 2`."""
         words = [self.name if self.rule == RUN else self.rule.replace("_", ", ")]
-        if self.rule in (RANDOM, STRATIFIED) and self.name != NEIGHBOURS:
+        if self.rule in (RANDOM, STRATIFIED, *RIVALS) and self.name != NEIGHBOURS:
             words.append(f"as {self.name}")
         if self.k is not None:
             words.append(f"k={self.k}")
@@ -128,6 +131,14 @@ def stratified_draws(like: Arm, pool_labels: Labels, num_draws: int, seed: int) 
     for draw in range(num_draws):
         rng = np.random.default_rng([seed, 3, draw, len(like.rows)])
         yield _draw(STRATIFIED, like, matched.draw(rng.permutation(num_pool)), draw, rng)
+
+
+def rival(rule: str, like: Arm, pool: rivals.Pool, seed: int) -> Arm:
+    """As many pool rows as `like` has, by a rule that does not look at the seeds (`curation.rivals.RULES`)."""
+    rng = np.random.default_rng([seed, 4, RIVALS.index(rule), len(like.rows)])
+    chosen = rivals.RULES[rule](pool, len(like.rows), rng)
+    arm = _draw(rule, like, chosen, 0, rng)
+    return dataclasses.replace(arm, draw=None)
 
 
 def whole_pool(num_pool: int, *, weighted: bool) -> Arm:

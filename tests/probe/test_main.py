@@ -26,7 +26,7 @@ from tests import browser, worlds
 from tests.command import command, run
 from tests.worlds import World
 
-SMALL = {"k": [2, 4], "draws": 2, "network_steps": 20, "penalties": [1.0, 0.1, 0.01], "folds": 3}
+SMALL = {"k": [2, 4], "draws": 2, "network_steps": 20, "rivals": [], "penalties": [1.0, 0.1, 0.01], "folds": 3}
 
 
 @pytest.fixture(autouse=True, scope="module")

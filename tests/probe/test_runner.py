@@ -10,7 +10,7 @@ import torch
 
 from balance.errors import UserError
 from balance.probe import conclusions, training_sets
-from balance.probe.config import Judge, ProbeConfig
+from balance.probe.config import Judge, ProbeConfig, Rival
 from balance.probe.data import ProbeData, Side
 from balance.probe.estimates import groups_of
 from balance.probe.features import TrainingSet
@@ -49,7 +49,9 @@ WORLDS = calibration()
 
 
 def small_config(**changes):
-    return ProbeConfig(**{"k": [20], "draws": 3, "network_steps": 20, "penalties": [1.0, 0.1, 0.01, 0.001], **changes})
+    return ProbeConfig(
+        **{"k": [20], "draws": 3, "network_steps": 20, "rivals": [], "penalties": [1.0, 0.1, 0.01, 0.001], **changes}
+    )
 
 
 def small_problem(world="a", repeat=0, **sizes):
@@ -123,7 +125,7 @@ def test_arms_that_rank_all_clips_right_cannot_be_told_apart(tmp_path):
     problem = ProbeData(
         seeds=side(60), pool=side(400), evaluation=side(80),
         chosen=rng.integers(0, 400, (60, 20)).astype(np.int32), same_space=False, fingerprint="all right",
-        names={}, missing={}, clips={},
+        names={}, missing={}, clips={}, choosing=ArrayVectors(np.eye(4, dtype=np.float32)[np.arange(400) % 4]),
     )  # fmt: skip
     probe = probe_of(problem, tmp_path)
     found = conclusions.find(probe, probe.run())
@@ -265,6 +267,33 @@ def test_draws_and_arms_of_the_table(tmp_path):
     assert len(titles) == 1 + 2 * 7 + 2
     groups = groups_of([type("Fit", (), {"arm": a}) for a in probe.arms()])
     assert [g.title for g in groups[:4]] == ["seeds", "neighbours k=2", "random k=2", "stratified k=2"]
+
+
+def test_rivals_are_as_many_clips_and_are_compared(tmp_path):
+    probe = probe_of(small_problem(seeds=60, pool=600, eval=100), tmp_path, k=[2], rivals=list(Rival))
+    table = probe.arms()
+    own = next(arm for arm in table if arm.rule == "neighbours")
+    rivals = [arm for arm in table if arm.rule in training_sets.RIVALS]
+    assert [arm.rule for arm in rivals] == [rival.value for rival in Rival]
+    assert rivals[0].title == "hierarchical_kmeans k=2"
+    for arm in rivals:
+        assert len(arm.rows) == len(own.rows)
+        assert np.bincount(arm.excluded_fold + 1).tolist() == np.bincount(own.excluded_fold + 1).tolist()
+    found = conclusions.find(probe, probe.run(table))
+    for arm in rivals:
+        assert any(one.arm == "neighbours k=2" and one.against == arm.title for one in found.conclusions)
+        assert any(one.arm == arm.title and one.against == "random k=2" for one in found.conclusions)
+    by_arm = {arm.arm: arm for arm in found.arms}
+    assert {by_arm[x].penalty for x in ("neighbours k=2", "random k=2", rivals[0].title)} == {own_penalty(found)}
+
+
+def own_penalty(found):
+    return next(arm.penalty for arm in found.arms if arm.rule == "neighbours")
+
+
+def test_rivals_of_nearly_the_whole_pool_are_left_out(tmp_path):
+    probe = probe_of(small_problem(seeds=60, pool=100, eval=100), tmp_path, k=[20], rivals=list(Rival))
+    assert not [arm for arm in probe.arms() if arm.rule in training_sets.RIVALS]
 
 
 def test_weighted_pool_has_the_published_weights(tmp_path):
