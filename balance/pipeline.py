@@ -56,6 +56,7 @@ from balance.search.top_k import Result, kept_or_found, load, search
 if TYPE_CHECKING:
     from balance.engine.ray import Cluster
 
+_KEY_ROWS = 65_536
 Decontaminated: TypeAlias = tuple[Removals, tuple[str, ...]]  # pool clips that are out, warnings
 
 
@@ -365,7 +366,10 @@ def _neighbours_key(embedded: Embedded, eligible: Int64) -> str:
     digest = hashlib.sha256(f"{embedded.fingerprint} {embedded.identity}\n".encode())
     for index, rows in ((seeds.index, seeds.embedded), (pool.index, eligible)):
         for column in (index.ids, index.paths):
-            digest.update("\n".join(column.take(pa.array(rows)).to_pylist()).encode("utf-8", "surrogateescape") + b"\0")
+            for first in range(0, len(rows), _KEY_ROWS):  # not ten million strings at once
+                texts = column.take(pa.array(rows[first : first + _KEY_ROWS])).to_pylist()
+                digest.update(("\n" * (first > 0) + "\n".join(texts)).encode("utf-8", "surrogateescape"))
+            digest.update(b"\0")
     return digest.hexdigest()[:32]
 
 

@@ -9,54 +9,68 @@ files), on a network disk an answer of its server per file, 16 at a time.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from balance.data import media
-from balance.records import NO_STAMP, Int64, Stamp
+from balance.records import NO_STAMP, Int64, Stamp, Strings
 from balance.runtime.remote import AnyPath, RemotePath
 
 _THREADS = 16
 _FILES_AT_ONCE = 1000
 
 
-def file_stamps(media_root: AnyPath, format: str, paths: Any) -> Int64:
+def file_stamps(media_root: AnyPath, format: str, paths: Strings) -> Int64:
     """(size in bytes, modification time in ns) of the file of each key (Arrow strings, (n,)); −1, −1 where it is
     missing; (n, 2) int64.
 
     format: the value of `dataset.format`. A link to nowhere counts as missing; a member of a container has its
     container's stamp. Behind a URL another number, made of the file's ETag or the like, stands for the time.
     """
-    names = [media.container(format, path) for path in paths.to_pylist()]
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    found = media_root.stamps(numbers) if isinstance(media_root, RemotePath) else _on_disk(media_root, numbers)
-    stamps = np.full((len(numbers), 2), -1, dtype=np.int64)
-    stamps[[numbers[name] for name in found]] = np.array(list(found.values()), dtype=np.int64).reshape(-1, 2)
-    return stamps[[numbers[name] for name in names]]
+    in_containers = format in ("parquet", "webdataset")
+    names = pa.array([media.container(format, path) for path in paths.to_pylist()]) if in_containers else paths
+    distinct = names.cast(pa.string()).dictionary_encode()
+    at: Int64 = distinct.indices.to_numpy()
+    if isinstance(media_root, RemotePath):
+        return _behind_url(media_root, distinct.dictionary)[at]
+    return _on_disk(media_root, distinct.dictionary)[at]
 
 
-def _on_disk(media_root: Path, names: Iterable[str]) -> dict[str, Stamp]:
-    """The stamps of the files that are there."""
-    folders: dict[str, list[str]] = {}
-    for name in names:
-        folders.setdefault(name.rpartition("/")[0], []).append(name)
+def _behind_url(media_root: RemotePath, names: Strings) -> Int64:
+    """The stamps of these files, (m, 2)."""
+    found = media_root.stamps(names.to_pylist())
+    return np.array([found.get(name, NO_STAMP) for name in names.to_pylist()], dtype=np.int64).reshape(-1, 2)
 
-    def listed(folder: str) -> list[str]:
+
+def _on_disk(media_root: Path, names: Strings) -> Int64:
+    """The stamps of these files, (m, 2)."""
+    folders = pc.replace_substring_regex(names, r"(?s)[^/]*\z", "").dictionary_encode()
+    codes = folders.indices.to_numpy()
+    order = np.argsort(codes, kind="stable")
+    rows_in = np.split(order, np.cumsum(np.bincount(codes, minlength=len(folders.dictionary)))[:-1])
+    stamps = np.full((len(names), 2), -1, dtype=np.int64)
+
+    def listed(folder: str, rows: Int64) -> Int64:
         present = _names_in(media_root / folder)
-        return [name for name in folders[folder] if name.rpartition("/")[2] in present]
+        if not present:
+            return rows[:0]
+        some = names.take(pa.array(rows)).to_pylist()
+        return rows[[name[len(folder) :] in present for name in some]]
 
-    def look(some: list[str]) -> list[Stamp]:
-        return [_stamp(f"{media_root}/{name}") for name in some]
+    def look(rows: Int64) -> None:
+        stamps[rows] = [_stamp(f"{media_root}/{name}") for name in names.take(pa.array(rows)).to_pylist()]
 
     with ThreadPoolExecutor(_THREADS) as threads:
-        present = [name for found in threads.map(listed, folders) for name in found]
+        there = list(threads.map(listed, folders.dictionary.to_pylist(), rows_in))
+        present = np.concatenate([codes[:0].astype(np.int64), *there])
         chunks = [present[at : at + _FILES_AT_ONCE] for at in range(0, len(present), _FILES_AT_ONCE)]
-        stamps = [stamp for some in threads.map(look, chunks) for stamp in some]
-    return dict(zip(present, stamps, strict=True))
+        for _ in threads.map(look, chunks):
+            pass
+    return stamps
 
 
 def _names_in(folder: Path) -> set[str]:

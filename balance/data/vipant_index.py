@@ -24,7 +24,7 @@ from balance.data.media import relative_path
 from balance.data.slices import cut
 from balance.errors import UserError
 from balance.records import Float64, Index, Labels, Strings
-from balance.runtime.files import atomic, atomic_text
+from balance.runtime.files import atomic, atomic_text, write_lines
 from balance.runtime.remote import AnyPath
 
 _SCHEMA = pa.schema(
@@ -62,9 +62,7 @@ def write_index(path: Path, parts: Sequence[Index]) -> list[Path]:
     with atomic(path) as file:
         for part in parts:
             assert part.lines is not None
-            for line in part.lines:
-                file.write(line.as_buffer())
-                file.write(b"\n")
+            write_lines(file, part.lines)
     weights = index_weights(Labels.join([part.labels for part in parts]))
     return [path, write_weights(path.with_name(f"{path.stem}_weight.csv"), weights)]
 

@@ -6,23 +6,26 @@ In: what the search and the curation chose. Out: `neighbours_*`, `augmented_*` t
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from balance.records import Failure, Float32, Index, Int64, Neighbours, Partial
+from balance.records import Failure, Float32, Index, Int64, Neighbours, Partial, Strings
 from balance.runtime import files
+from balance.runtime.files import write_lines
 from balance.stats.union import Union
 
 NEIGHBOURS = pa.schema(
     [("seed_id", pa.string()), ("rank", pa.int32()), ("neighbour_id", pa.string()), ("similarity", pa.float32())]
 )
 _SEEDS_PER_BLOCK = 1024
+_CLIPS_PER_BLOCK = 65_536
 COLUMNS = ("id", "source", "num_seeds", "best_seed_id", "best_rank", "best_similarity", "labels", "audio")
 
 
@@ -30,32 +33,50 @@ def write_neighbours(folder: Path, k: int, seeds: Index, pool: Index, neighbours
     """`neighbours_k{K}.jsonl` (VIP-ANT's k-NN file) and `.parquet` (a table). neighbours: at K exactly."""
     lines, table = folder / f"neighbours_k{k}.jsonl", folder / f"neighbours_k{k}.parquet"
     seed_ids = seeds.ids.take(pa.array(neighbours.seed_rows))
-    quoted_pool = np.array([json.dumps(x, ensure_ascii=False) for x in pool.ids.to_pylist()], dtype=object)
-    with files.atomic_text(lines) as file:
-        for row, seed_id in enumerate(seed_ids.to_pylist()):
-            names = quoted_pool[neighbours.pool_rows[row]].tolist()
-            values = (neighbours.similarities[row] + np.float32(0)).tolist()
-            pairs = ", ".join(f"[{n}, {v:.6f}]" for n, v in zip(names, values, strict=True))
-            file.write(
-                f"{{{json.dumps(seed_id, ensure_ascii=False)}: [{pairs}]}}\n".replace(" -0.000000]", " 0.000000]")
-            )
-    with files.atomic(table) as binary, pq.ParquetWriter(binary, NEIGHBOURS) as writer:
+    with (
+        files.atomic(lines) as text,
+        files.atomic(table) as binary,
+        pq.ParquetWriter(binary, NEIGHBOURS) as writer,
+    ):
         for first in range(0, len(seed_ids), _SEEDS_PER_BLOCK):
             block = slice(first, first + _SEEDS_PER_BLOCK)
-            rows = neighbours.pool_rows[block]
-            count = len(rows)
+            count = len(neighbours.pool_rows[block])
+            ids = pool.ids.take(pa.array(neighbours.pool_rows[block].reshape(-1)))
+            similarities = neighbours.similarities[block].reshape(-1)
             writer.write_table(
                 pa.table(
                     [
                         seed_ids[block].take(pa.array(np.repeat(np.arange(count), k))),
                         pa.array(np.tile(np.arange(1, k + 1, dtype=np.int32), count)),
-                        pool.ids.take(pa.array(rows.reshape(-1))),
-                        pa.array(neighbours.similarities[block].reshape(-1)),
+                        ids,
+                        pa.array(similarities),
                     ],
                     schema=NEIGHBOURS,
                 )
             )
+            pairs = pc.binary_join_element_wise("[", _quoted(ids), ", ", _six_decimals(similarities), "]", "")
+            of_seed = pa.ListArray.from_arrays(pa.array(np.arange(count + 1, dtype=np.int32) * k), pairs)
+            joined = pc.binary_join(of_seed, ", ")
+            write_lines(text, pc.binary_join_element_wise("{", _quoted(seed_ids[block]), ": [", joined, "]}", ""))
     return [lines, table]
+
+
+def _quoted(ids: Strings) -> Strings:
+    """Each id as a JSON string, as `json.dumps(id, ensure_ascii=False)` writes it."""
+    escaped = pc.match_substring_regex(ids, r'["\\\x00-\x1f]')
+    plain = pc.binary_join_element_wise('"', ids, '"', "")
+    if not pc.any(escaped).as_py():
+        return plain
+    texts = [json.dumps(text, ensure_ascii=False) for text in ids.filter(escaped).to_pylist()]
+    return pc.replace_with_mask(plain, escaped, pa.array(texts, pa.string()))
+
+
+def _six_decimals(values: Float32) -> Strings:
+    """Each value as `f"{value:.6f}"` writes it, 0 for −0. A float32 times a million is exact as a float64, so that
+    rounding it half to even is what the formatting does; equal texts are made once."""
+    millionths, at = np.unique(np.rint(values.astype(np.float64) * 1e6).astype(np.int64), return_inverse=True)
+    texts = pa.array([f"{'-' * (x < 0)}{abs(x) // 10**6}.{abs(x) % 10**6:06d}" for x in millionths.tolist()])
+    return texts.take(pa.array(at))
 
 
 def write_augmented(folder: Path, k: int, seeds: Index, seed_rows: Int64, pool: Index, union: Union) -> list[Path]:
@@ -64,32 +85,40 @@ def write_augmented(folder: Path, k: int, seeds: Index, seed_rows: Int64, pool: 
     seed_rows: the seeds with an embedding, in order; union: the chosen pool clips, in pool order.
     """
     table, ids = folder / f"augmented_k{k}.csv", folder / f"ids_k{k}.csv"
-    chosen_seeds, chosen = seeds.take(seed_rows), pool.take(union.pool_rows)
-    seed_ids = chosen_seeds.ids.to_pylist()
-    with files.atomic_text(table) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for clip_id, labels, path in _rows(chosen_seeds):
-            writer.writerow((clip_id, "seed", "", "", "", "", labels, path))
-        columns = (
-            union.num_seeds.tolist(),
-            [seed_ids[s] for s in union.best_seed.tolist()],
-            union.best_rank.tolist(),
-            shortest(union.best_similarity),
-        )
-        for (clip_id, labels, path), *best in zip(_rows(chosen), *columns, strict=True):
-            writer.writerow((clip_id, "neighbour", *best, labels, path))
-    with files.atomic_text(ids) as file:
-        file.writelines(f"{x}\n" for part in (chosen_seeds, chosen) for x in part.ids.to_pylist())
+    chosen_seeds = seeds.take(seed_rows)
+    with files.atomic(table) as rows, files.atomic(ids) as names:
+        rows.write(",".join(COLUMNS).encode() + b"\n")
+        for part, best in ((chosen_seeds, None), (pool.take(union.pool_rows), union)):
+            for first in range(0, len(part), _CLIPS_PER_BLOCK):
+                at = np.arange(first, min(first + _CLIPS_PER_BLOCK, len(part)))
+                clips = part.take(at)
+                columns = ["seed", "", "", "", ""] if best is None else _best(best.take(at), chosen_seeds.ids)
+                fields = (_field(column) for column in (clips.ids, *columns, _joined_labels(clips), clips.paths))
+                write_lines(rows, pc.binary_join_element_wise(*fields, ","))
+                write_lines(names, clips.ids)
     return [table, ids]
 
 
-def _rows(index: Index) -> Iterator[tuple[str, str, str]]:
-    """(id, labels joined by ;, path) of each clip."""
-    offsets, names = index.labels.offsets.tolist(), np.array(index.labels.names, dtype=object)
-    labels = names[index.labels.codes].tolist() if len(names) else []
-    for row, (clip_id, path) in enumerate(zip(index.ids.to_pylist(), index.paths.to_pylist(), strict=True)):
-        yield clip_id, ";".join(labels[offsets[row] : offsets[row + 1]]), path
+def _best(union: Union, seed_ids: Strings) -> list[Any]:
+    """The columns `source` to `best_similarity` of neighbours."""
+    best_seed = seed_ids.take(pa.array(union.best_seed))
+    numbers = (pa.array(column).cast(pa.string()) for column in (union.num_seeds, union.best_rank))
+    num_seeds, best_rank = numbers
+    return ["neighbour", num_seeds, best_seed, best_rank, pa.array(shortest(union.best_similarity), pa.string())]
+
+
+def _joined_labels(index: Index) -> Strings:
+    """The labels of each clip, joined by semicolons."""
+    names = pa.array(index.labels.names, pa.string()).take(pa.array(index.labels.codes))
+    return pc.binary_join(pa.ListArray.from_arrays(pa.array(index.labels.offsets, pa.int32()), names), ";")
+
+
+def _field(column: Any) -> Any:
+    """A column of CSV fields: quoted where they hold a comma, a quote or a line end (RFC 4180)."""
+    if isinstance(column, str):
+        return column
+    quoted = pc.binary_join_element_wise('"', pc.replace_substring(column, '"', '""'), '"', "")
+    return pc.if_else(pc.match_substring_regex(column, '[",\r\n]'), quoted, column)
 
 
 def shortest(values: Float32) -> list[str]:

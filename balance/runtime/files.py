@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 1 << 20
+_LINES_PER_BLOCK = 65_536
 _CHECKSUM_CHARS = 64  # of a sha256, as hexadecimal digits
 
 
@@ -116,6 +117,18 @@ def atomic_symlink(target: str, path: Path) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_lines(file: BinaryIO, lines: Any) -> None:
+    """Each text of an Arrow array (strings or binaries), and an LF behind it: no Python object per line."""
+    import pyarrow as pa  # here, so that the light modules may import this one
+    import pyarrow.compute as pc
+
+    end = pa.scalar("\n", lines.type)
+    for first in range(0, len(lines), _LINES_PER_BLOCK):
+        ended = pc.binary_join_element_wise(lines[first : first + _LINES_PER_BLOCK], pa.scalar("", lines.type), end)
+        size = pc.sum(pc.binary_length(ended)).as_py()
+        file.write(ended.buffers()[2].slice(0, size))
 
 
 def write_json(path: Path, value: Any) -> None:

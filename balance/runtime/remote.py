@@ -67,7 +67,7 @@ def place(given: str | os.PathLike[str] | RemotePath) -> AnyPath:
     text = os.fspath(given)
     if is_url(text):
         return RemotePath(text.rstrip("/"))
-    return Path(unquote(urlsplit(text).path) if text.startswith("file://") else text).expanduser()
+    return Path(unquote(urlsplit(text).path) if text.startswith("file://") else os.path.expanduser(text))
 
 
 def check_url(key: str, value: str | None) -> None:
