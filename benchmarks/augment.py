@@ -3,7 +3,8 @@
 `python benchmarks/augment.py [--tiny] [--per-label N]` generates seeds, a pool with Zipf labels and neighbours with
 hubs (lognormal popularity), runs the curation steps (copies by samples, cap) and writes every file of a run to a
 temporary folder. Each pool size runs in a process of its own, so that its peak memory is its own (the generated input
-included). Target on two cores: 120 s, 8 GiB at 2 M, of it the cap 60 s and the page 20 s. Last line: one JSON object.
+included). Beside each stage's time stands what it writes. Target on two cores: 120 s, 8 GiB at 2 M, of it the cap 60 s
+and the page 20 s. Last line: one JSON object.
 """
 
 from __future__ import annotations
@@ -114,10 +115,14 @@ def one_size(num_seeds: int, num_pool: int, k: int, per_label: int) -> dict[str,
         times: dict[str, float] = {}
         last = time.perf_counter()
 
+        written_bytes: dict[str, int] = {}
+
         def done(stage: str) -> None:
             nonlocal last
-            now = time.perf_counter()
-            times[stage], last = now - last, now
+            times[stage] = time.perf_counter() - last
+            files = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            written_bytes[stage] = files - sum(written_bytes.values())
+            last = time.perf_counter()
 
         curated = curate.curate(
             config, rng_seed=1, seeds=seeds, pool=pool, eligible=prepared.eligible, neighbours=neighbours
@@ -163,6 +168,8 @@ def one_size(num_seeds: int, num_pool: int, k: int, per_label: int) -> dict[str,
             "kept": len(curated.union),
             "bound": curated.figures.cap.bound,
             "seconds": {stage: round(value, 2) for stage, value in times.items()},
+            "written_mb": {stage: round(value / 1e6, 1) for stage, value in written_bytes.items()},
+            "neighbours_mb": round(8e-6 * len(seeds.embedded) * k, 1),  # what every stage reads
             "total_s": round(sum(times.values()), 2),
             "page_mb": round(page.stat().st_size / 1e6, 2),
             "input_gib": round(input_gib, 2),
@@ -187,7 +194,8 @@ def main() -> None:
         one = [str(x) for x in (size["seeds"], num_pool, size["k"], per_label)]
         done = subprocess.run([sys.executable, __file__, "--one", *one], stdout=subprocess.PIPE, text=True, check=True)
         result = json.loads(done.stdout.splitlines()[-1])
-        stages = ", ".join(f"{stage} {value:.1f} s" for stage, value in result["seconds"].items())
+        mb = result["written_mb"]
+        stages = ", ".join(f"{stage} {value:.1f} s, {mb[stage]} MB" for stage, value in result["seconds"].items())
         print(
             f"pool {num_pool:>9,}: {result['total_s']:6.1f} s, peak {result['peak_gib']:.1f} GiB; {stages}; cap kept "
             f"{result['kept']:,} of {result['union']:,} (bound {result['bound']:,}); page {result['page_mb']} MB",

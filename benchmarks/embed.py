@@ -6,7 +6,8 @@
     python benchmarks/embed.py --gpu --compiled    # on CUDA: fbank + forward with torch.compile, which takes minutes
 
 End to end is the product's own path (decoder processes, shared memory, fbank, forward, parts in a store), timed from
-the first decoded clip, as the straightforward path is timed with its model loaded. Last line: one JSON object.
+the first decoded clip, as the straightforward path is timed with its model loaded. Beside the times the bytes and
+operations that each step needs for one clip (counts.py). Last line: one JSON object.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import counts
 import numpy as np
 import pyarrow as pa
 import soundfile
@@ -253,7 +255,14 @@ def measure(args: argparse.Namespace, root: Path) -> dict[str, Any]:
         stages_s = 1 / rates["decode"] + 1 / rates["fbank"] + 1 / rates[f"forward_{name}"]
         figures[f"end_to_end_over_stages_{name}"] = 1 / rates[f"end_to_end_{name}"] / stages_s
         figures[f"end_to_end_ratio_{name}"] = rates[f"end_to_end_{name}"] / rates["straightforward"]
+        figures[f"counts_{name}"] = count(config, front_end, precision, gpu=False)
     return {**figures, "clips_per_s": rates, "peak_rss_bytes": peak_bytes}
+
+
+def count(config: TowerConfig, front_end: FrontEnd, precision: Precision, *, gpu: bool) -> dict[str, Any]:
+    steps = counts.embedding_steps(config, front_end, SAMPLE_RATE, precision.value)
+    counts.show(f"per clip, {precision.value}", steps, gpu=gpu)
+    return counts.as_json(steps, gpu=gpu)
 
 
 def measure_on_gpu(args: argparse.Namespace, root: Path) -> dict[str, Any]:
@@ -291,6 +300,7 @@ def measure_on_gpu(args: argparse.Namespace, root: Path) -> dict[str, Any]:
             encoder(log_mel(waves, lengths, SAMPLE_RATE))
 
         name = f"fbank_forward_{precision.value}{'_compiled' if args.compiled else ''}"
+        figures[f"counts_{precision.value}"] = count(RELEASED, front_end, precision, gpu=True)
         rates[name] = best_rate(synchronised(both), clips, args.repeats)
         print(json.dumps(rates), flush=True)  # at once: a limit may end this process
         if args.compiled:

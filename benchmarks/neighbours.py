@@ -9,7 +9,8 @@ Crowded unit vectors: a common mean direction, mean cosine as given. Our times i
 centring, the first pass, exact rescoring, order. The others get normalised vectors and give approximate scores.
 Wrong ids: places where the id is not the contract's, against a float64 reference made here by numpy and math.fsum;
 of the others, ids that are not in the contract's set (their order is not counted). Each time is the best of --repeats,
-taken in turns. The last line is one JSON object.
+taken in turns. Beside them the bytes and operations that each step of ours needs (counts.py). The last line is one JSON
+object.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import counts
 import numpy as np
 import torch
 
-from balance.search.candidates import import_faiss
+from balance.search.candidates import first_pass_dtype, import_faiss
 from balance.search.config import Backend, SearchConfig
 from balance.search.top_k import ArrayVectors, search
 
@@ -144,8 +146,18 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
                 (f"torch_speedup_k{k}", raw / best["ours, torch"], min),
             ):
                 figures[key] = round(worse(figures.get(key, value), value), 3)
+            steps = counts.search_steps_on_cpu(*size(args), k, first_pass_dtype(cpu).itemsize)
+            figures.setdefault("counts", {})[f"k{k}"] = counts.as_json(steps, gpu=False)
             figures["wrong_ids"] += sum(count for name, count in wrong.items() if name.startswith("ours"))
+    for k in args.k:
+        counts.show(
+            f"ours, torch, k={k}", counts.search_steps_on_cpu(*size(args), k, first_pass_dtype(cpu).itemsize), gpu=False
+        )
     return {**figures, "rows": rows}
+
+
+def size(args: argparse.Namespace) -> tuple[int, int, int]:
+    return args.seeds, args.pool, args.dim
 
 
 class FileVectors:
@@ -229,6 +241,9 @@ def gpu(args: argparse.Namespace) -> dict[str, Any]:
     """From vectors in GPU memory to exact ids: our torch backend, FAISS where it sees the GPU; 20 seeds are checked."""
     device, k = torch.device("cuda"), max(args.k)
     figures: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "gpu_wrong_ids": 0}
+    steps = counts.search_steps(*size(args), k)
+    counts.show("ours, torch", steps)
+    figures |= {"counts": counts.as_json(steps), "h100_least_s": round(counts.total_s(steps), 3)}
     faiss, why_not = import_faiss()
     if faiss is None or not faiss.get_num_gpus():
         faiss = None

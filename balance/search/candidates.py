@@ -25,7 +25,8 @@ from balance.search.cosine_bound import CosineBound
 log = logging.getLogger(__name__)
 
 FAISS_MOST_ON_GPU = 2048
-_GROUP = 16  # columns whose largest score a GPU compares; of the groups that reach it reads each score again, and alone
+BLOCK_BYTES_GPU = 1 << 28  # of float32 rows, for torch
+GROUP = 16  # columns whose largest score a GPU compares; of the groups that reach it reads each score again, and alone
 
 
 def pairs_of(reached: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,7 +109,7 @@ class TorchSearch:
         self.device = device
         self.dtype = first_pass_dtype(device)
         # On a CPU the scores of a block and 2,000 seeds are 16 MB.
-        self.block_bytes = 1 << 28 if device.type == "cuda" else (1 << 24) // self.dtype.itemsize
+        self.block_bytes = BLOCK_BYTES_GPU if device.type == "cuda" else (1 << 24) // self.dtype.itemsize
         self.workspace = Workspace(device)
 
     def find(
@@ -134,16 +135,16 @@ class TorchSearch:
         self, seeds: torch.Tensor, pool: torch.Tensor, thresholds: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """A group is every `places`-th column, so that threads side by side read what lies side by side."""
-        places = -(-len(pool) // _GROUP)
-        scores = self.workspace.empty("scores", len(seeds), _GROUP * places, dtype=self.dtype)
+        places = -(-len(pool) // GROUP)
+        scores = self.workspace.empty("scores", len(seeds), GROUP * places, dtype=self.dtype)
         with _sums_in_float32():
             torch.mm(seeds, pool.t(), out=scores[:, : len(pool)])
         scores[:, len(pool) :] = -torch.inf  # a threshold may be that too
-        groups = scores.view(len(seeds), _GROUP, places)
+        groups = scores.view(len(seeds), GROUP, places)
         its_seed, place = pairs_of(groups.amax(dim=1) >= thresholds[:, None])
         group_at, member = pairs_of(groups[its_seed, :, place] >= thresholds[its_seed][:, None])
         seed_at, row_at = its_seed[group_at], member.mul_(places).add_(place[group_at])
-        if len(pool) % _GROUP:  # the last block's
+        if len(pool) % GROUP:  # the last block's
             there = (row_at < len(pool)).nonzero().squeeze(1)
             return seed_at[there], row_at[there]
         return seed_at, row_at

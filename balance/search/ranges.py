@@ -127,7 +127,7 @@ def search_ranges(
         work.run(engine, some, slices)
         for a, b in some:
             keys = _read_keys(Span((a, b), (0, pool.shape[0])).file(folder, k))
-            positions[a:b], similarities[a:b] = rescore.from_keys(keys)
+            positions[a:b], similarities[a:b] = rescore.from_keys(torch.from_numpy(keys))
     return positions, similarities
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from balance.records import Float32, Int32, Int64
+from balance.records import Float32, Int32
 from balance.search.exact_sums import rounded_sums
 
 MIDPOINT_WINDOW = 1e-12
@@ -103,12 +103,12 @@ def similarities_of(keys: torch.Tensor) -> torch.Tensor:
     return torch.where(ascending >= 0, ascending, ascending ^ 0x7FFFFFFF).view(torch.float32)
 
 
-def from_keys(keys: Int64) -> tuple[Int32, Float32]:
-    """Keys (S, k) -> positions (S, k) int32, similarities (S, k) float32."""
+def from_keys(keys: torch.Tensor) -> tuple[Int32, Float32]:
+    """Keys (S, k) -> positions (S, k) int32, similarities (S, k) float32, both on the host; unpacked on the device."""
     positions, similarities = np.empty(keys.shape, np.int32), np.empty(keys.shape, np.float32)
-    for rows in few_rows(*keys.shape):
-        positions[rows] = keys[rows] & 0x7FFFFFFF
-        similarities[rows] = similarities_of(torch.from_numpy(keys[rows])).numpy()
+    for rows in few_rows(*keys.shape) if keys.device.type == "cpu" else (slice(None),):
+        positions[rows] = (keys[rows] & 0x7FFFFFFF).int().cpu().numpy()
+        similarities[rows] = similarities_of(keys[rows]).cpu().numpy()
     return positions, similarities
 
 

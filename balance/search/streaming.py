@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from balance.errors import UserError
-from balance.records import Float32, Int64, Vectors
+from balance.records import Float32, Int32, Vectors
 from balance.runtime import files
 from balance.runtime.threads import Cores
 from balance.runtime.wording import cause
@@ -87,8 +87,8 @@ class Search:
         self.lock = threading.Lock()
         self.spread: Spread = map
 
-    def run(self) -> Int64:
-        """Keys (S, k) int64, ascending."""
+    def run(self) -> tuple[Int32, Float32]:
+        """Positions (S, k) int32 and similarities (S, k) float32, in the contract's order."""
         rescore.hear_sparse_warning()
         if self.device.type != "cpu":
             return self._run()
@@ -96,7 +96,7 @@ class Search:
             self.spread = cores.map
             return self._run()
 
-    def _run(self) -> Int64:
+    def _run(self) -> tuple[Int32, Float32]:
         sample = self._sample()
         few = sample[::8].double()
         lengths = rescore.lengths_of(few)
@@ -119,7 +119,7 @@ class Search:
             certain = torch.where(full, last, -torch.inf)[missed]
             keys[missed] = self._scan(bound, self.seeds64[missed], self.lengths[missed], certain, resumable=False)
         assert not bool((keys == rescore.EMPTY).any()), "a seed has fewer than k neighbours"
-        return keys.cpu().numpy()
+        return rescore.from_keys(keys)
 
     def _sample(self) -> torch.Tensor:
         """Rows spread evenly over the pool, (n, dim) float32."""
@@ -133,7 +133,7 @@ class Search:
         if not bool(finite.all()):
             at = int((~finite).nonzero()[0])
             piece = rows[at * length : (at + 1) * length]
-            check_finite(rescore.lengths_of(piece.double()), self.pool, starts[at])
+            check_finite(piece.sum(dim=1, dtype=torch.float64), self.pool, starts[at])
         return rows
 
     def _guess(self, bound: CosineBound, sample: torch.Tensor) -> torch.Tensor:
@@ -307,9 +307,9 @@ class _Batch:
         self.matrix, self.constants = bound.seeds(self.seeds64)
 
 
-def check_finite(lengths: torch.Tensor, vectors: Vectors, start: int) -> None:
-    """UserError naming the first row from `start` on whose length is not finite."""
-    finite = lengths.isfinite()
+def check_finite(numbers: torch.Tensor, vectors: Vectors, start: int) -> None:
+    """UserError naming the first row from `start` on whose number (its length, its sum) is not finite."""
+    finite = numbers.isfinite()
     if not bool(finite.all()):
         row = start + int((~finite).nonzero()[0])
         raise UserError(f"{vectors.name(row)}: its vector holds a number that is not finite (NaN or infinity)")

@@ -22,7 +22,7 @@ from balance.errors import UserError
 from balance.records import Float32, Int32, Int64, Vectors
 from balance.runtime import files, locks
 from balance.runtime.wording import cause
-from balance.search import candidates, rescore, streaming
+from balance.search import candidates, streaming
 from balance.search.config import SearchConfig
 
 log = logging.getLogger(__name__)
@@ -52,10 +52,15 @@ class ArrayVectors:
         return self._names(row) if self._names else f"row {row}"
 
 
+def _sums(rows: Float32) -> torch.Tensor:
+    """(n,) float64, not finite where a row is not."""
+    return torch.as_tensor(rows).sum(dim=1, dtype=torch.float64)
+
+
 def load(vectors: Vectors) -> Float32:
     """All vectors (n, dim), for seeds. UserError naming the first that is not finite."""
     rows = vectors.read(0, vectors.shape[0])
-    streaming.check_finite(rescore.lengths_of(torch.from_numpy(rows).double()), vectors, 0)
+    streaming.check_finite(_sums(rows), vectors, 0)
     return rows
 
 
@@ -92,9 +97,7 @@ def search(
     """
     num_pool = pool.shape[0]
     refuse_shapes((len(seeds), seeds.shape[1]), pool.shape, k)
-    streaming.check_finite(
-        rescore.lengths_of(torch.from_numpy(seeds).double()), ArrayVectors(seeds, "seeds, row {}".format), 0
-    )
+    streaming.check_finite(_sums(seeds), ArrayVectors(seeds, "seeds, row {}".format), 0)
     first_pass, line = candidates.choose(config.backend, device)
     log.info("%s", line)
     nonzero = seeds.any(axis=1)
@@ -102,15 +105,12 @@ def search(
     if nonzero.any():
         with streaming.on_device(first_pass.device):
             some = seeds if nonzero.all() else seeds[nonzero]
-            keys = streaming.Search(some, pool, k, first_pass, scratch, progress, block_rows).run()
-        found = rescore.from_keys(keys)
-        del keys
+            found = streaming.Search(some, pool, k, first_pass, scratch, progress, block_rows).run()
         if nonzero.all():
             return found
     else:  # no search reads the pool, so look here whether all of it is finite
         for start in range(0, num_pool, _ROWS):
-            rows = torch.as_tensor(pool.read(start, min(start + _ROWS, num_pool)))
-            streaming.check_finite(rescore.lengths_of(rows.double()), pool, start)
+            streaming.check_finite(_sums(pool.read(start, min(start + _ROWS, num_pool))), pool, start)
     # A zero seed has similarity 0 with every clip: the first k of the pool.
     positions = np.tile(np.arange(k, dtype=np.int32), (len(seeds), 1))
     similarities = np.zeros(positions.shape, dtype=np.float32)
