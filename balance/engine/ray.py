@@ -237,6 +237,7 @@ class Cluster:
         A worker that starts late is asked before it gets work, and gets none where something is wrong.
         """
         started = time.monotonic()
+        self._make_workers()
         for actor in self._actors.values():
             if not actor.is_ready and not actor.is_busy:
                 self._look(actor)
@@ -495,7 +496,7 @@ def _cause_of_death(error: Exception, with_node: bool) -> str:
     text = str(error)
     if with_node:
         return "its node is lost"
-    if isinstance(error, ray.exceptions.OutOfMemoryError) or "memory pressure" in text or "OOM" in text:
+    if isinstance(error, ray.exceptions.OutOfMemoryError) or "memory pressure" in text:
         return "its node was short of memory"
     if "ModuleNotFoundError" in text or "ImportError" in text:
         return next(
@@ -599,6 +600,7 @@ def _connect(address: str | None, caller: _Caller) -> None:
         options["address"] = address
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "600")  # who waits for a lost head is we, not Ray
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray._private.worker._worker_logs_enabled = False  # what raylets say of themselves stays in Ray's own logs
     try:
         with _signals_stay():
             caller(lambda: ray.init(**options), _CONNECT_LIMIT_S if address else _START_LIMIT_S)
