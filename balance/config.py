@@ -154,7 +154,8 @@ def register() -> None:
         "cache": lambda: os.environ.get("BALANCE_CACHE") or "outputs/cache",
     }
     for name, resolver in resolvers.items():
-        OmegaConf.register_new_resolver(name, resolver, replace=True)
+        # A job in another process gets the value with its configuration.
+        OmegaConf.register_new_resolver(name, resolver, replace=True, use_cache=name == "unique")
 
 
 def as_omegaconf(values: dict[str, Any]) -> DictConfig:
@@ -246,6 +247,29 @@ class Job:
     sweep: Path | None
 
 
+class _Task:
+    """What Hydra calls for a job; picklable, for launchers that run it in another process (Submitit's)."""
+
+    def __init__(self, name: str, job: Callable[[Any, Job], None]) -> None:
+        self._name, self._job = name, job
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        register()  # in a process that has not composed the configuration
+
+    def __call__(self, config: DictConfig) -> None:
+        composed = HydraConfig.get()
+        with errors_for_people():
+            try:
+                if composed.job.chdir:
+                    raise UserError("hydra.job.chdir=true would change what relative paths mean: leave it out")
+                where = Job(Path(composed.runtime.output_dir), _sweep_root(composed))
+                self._job(_settings(self._name, config, composed), where)
+            except UserError:
+                _remove_empty_run(composed)
+                raise
+
+
 def run_command(name: str, job: Callable[[Any, Job], None]) -> None:
     """Compose a command's configuration as typed and run `job(settings, where)` once, or for each job of a sweep."""
     if sys.argv[1:] in (["--help"], ["-h"], ["--help", "all"]):
@@ -254,19 +278,8 @@ def run_command(name: str, job: Callable[[Any, Job], None]) -> None:
     register()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises what is wrong with the configuration: said here
 
-    def task(config: DictConfig) -> None:
-        composed = HydraConfig.get()
-        with errors_for_people():
-            try:
-                if composed.job.chdir:
-                    raise UserError("hydra.job.chdir=true would change what relative paths mean: leave it out")
-                job(_settings(name, config, composed), Job(Path(composed.runtime.output_dir), _sweep_root(composed)))
-            except UserError:
-                _remove_empty_run(composed)
-                raise
-
     with _said(name, sys.argv[1:], _COMPOSING):
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(_Task(name, job))()
 
 
 def link_latest(where: Job) -> None:

@@ -168,3 +168,45 @@ def test_without_ray_the_pip_line_is_said(world: World, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "pip install 'audio-balance[ray]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_job_that_submitit_requeues_loses_nothing(world: World, alone: Bytes, tmp_path: Path) -> None:
+    """Its signal ends the job in order, with a checkpoint; the job that comes back goes on. As the cluster would, the
+    checkpoint is started again here: Submitit's local executor only says that it should be."""
+    overrides = ["-m", *world.overrides(), "k=5", "hydra/launcher=submitit_local"]
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "balance.run", *overrides],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    wait_for_parts(launcher, tmp_path, 1)
+    (controller,) = rays(launcher.pid)
+    (job,) = rays(controller)
+    os.kill(job, signal.SIGUSR2)
+    launcher.communicate(timeout=60)
+    (told,) = (tmp_path / "outputs/sweeps").glob("*/*/.submitit/*/*_log.out")
+    assert "Requeued job" in told.read_text()
+    folder = told.parent
+    assert not [p for p in tmp_path.rglob("*") if p.name.startswith(("tmp-", "lock-", "use-"))]
+    again = subprocess.run(
+        [sys.executable, "-u", "-m", "submitit.core._submit", str(folder)],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(REPOSITORY),
+            "SUBMITIT_EXECUTOR": "local",
+            "SUBMITIT_LOCAL_JOB_ID": folder.name,
+            "SUBMITIT_LOCAL_NTASKS": "1",
+            "SUBMITIT_LOCAL_GLOBALID": "0",
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert again.returncode == 0, again.stderr
+    (run,) = (tmp_path / "outputs/sweeps").glob("*/*/0-k5")
+    store = (tmp_path / "outputs/cache/embeddings").glob("*/*")
+    assert ({p.name: p.read_bytes() for p in store}, contents(run)) == alone
