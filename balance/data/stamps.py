@@ -31,8 +31,8 @@ def file_stamps(media_root: AnyPath, format: str, paths: Strings) -> Int64:
     format: the value of `dataset.format`. A link to nowhere counts as missing; a member of a container has its
     container's stamp. Behind a URL another number, made of the file's ETag or the like, stands for the time.
     """
-    in_containers = format in ("parquet", "webdataset")
-    names = pa.array([media.container(format, path) for path in paths.to_pylist()]) if in_containers else paths
+    is_more = format in ("parquet", "webdataset") or pc.any(pc.match_substring(paths, "#t=")).as_py()
+    names = pa.array([media.container(format, path) for path in paths.to_pylist()]) if is_more else paths
     distinct = names.cast(pa.string()).dictionary_encode()
     at: Int64 = distinct.indices.to_numpy()
     if isinstance(media_root, RemotePath):

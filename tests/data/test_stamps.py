@@ -42,3 +42,10 @@ def test_a_member_has_its_container_s(tmp_path: Path) -> None:
 
 def test_nothing_asked_is_nothing_found(tmp_path: Path) -> None:
     assert file_stamps(tmp_path, "vipant", pa.array([], pa.string())).shape == (0, 2)
+
+
+def test_a_stretch_has_its_file_s(tmp_path: Path) -> None:
+    (tmp_path / "x.wav").write_bytes(b"x")
+    (tmp_path / "y#t=z.wav").write_bytes(b"yy")
+    found = file_stamps(tmp_path, "vipant", pa.array(["x.wav#t=0,1", "x.wav#t=1.5,2", "y#t=z.wav", "z.wav#t=0,1"]))
+    assert found.tolist() == [stamp(tmp_path / "x.wav")] * 2 + [stamp(tmp_path / "y#t=z.wav"), [-1, -1]]
