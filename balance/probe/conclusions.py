@@ -68,6 +68,8 @@ class _Finder:
                 evaluation=len(data.evaluation),
                 labels=len(data.label_ids),
                 labels_evaluated=int(evaluated.sum()),
+                seed_sources=int(data.seeds.groups.max(initial=-1)) + 1,
+                pool_of_seed_sources=0 if data.sources is None else int((data.sources >= 0).sum()),
                 without_vector=data.missing,
             ),
             judged_in=self.table.judged_in,

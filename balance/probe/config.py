@@ -28,6 +28,16 @@ class Reading(enum.Enum):
     mlp = "mlp"
 
 
+class Guard(enum.Enum):
+    """Which pool clips are copies of evaluation clips (`augment.leaks`); auto: by sound where there is any, else as
+    the run; never less than the run."""
+
+    auto = "auto"
+    id = "id"
+    exact = "exact"
+    acoustic = "acoustic"
+
+
 class Judge(enum.Enum):
     """In how many folds a label is judged: `all`, `one` (five times cheaper), `auto`: by the size of the table."""
 
@@ -56,6 +66,10 @@ class ProbeConfig:
     runs: list[str] = key_from(list, "folders of finished (curated) runs, an arm each", common=True)
     embeddings: str | None = key(
         None, "another encoder's embeddings to judge in: a store or a folder of vectors", common=True
+    )
+    leaks: Guard = key(Guard.auto, "pool clips left out as copies of eval clips; auto: by sound where there is any")
+    source: str | None = key(
+        None, "a regular expression whose group is a clip's source; null: YouTube ids and {id}_{bos}"
     )
     penalties: list[float] = key_from(_grid, "the grid of λ (mean BCE + λ‖W‖²/2); it widens where its end is best")
     steps: int = key(600, "passes over its rows that a fit may take for one λ; it ends when its scores settle")

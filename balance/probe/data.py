@@ -20,14 +20,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.sparse
 
-from balance.data.clip_ids import comparable
-from balance.data.config import DatasetConfig, Ids
+from balance.data.config import DatasetConfig
 from balance.data.locate import NoSuchIndex
 from balance.data.precomputed import read_vectors
 from balance.embed.store import Store
 from balance.errors import UserError
 from balance.prepared import Prepared
 from balance.probe import training_sets
+from balance.probe.sources import numbered, shared, sources
 from balance.records import Bool, Index, Int32, Int64, Labels, SomeVectors, Split, Vectors, common_names
 
 _CURATED = re.compile(r"ids_k(\d+)\.csv")
@@ -35,7 +35,7 @@ _CURATED = re.compile(r"ids_k(\d+)\.csv")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Side:
-    """n clips: vectors (n, dim), labels over the probe's vocabulary, group (n,) int64 of the clip's video."""
+    """n clips: vectors (n, dim), labels over the probe's vocabulary, groups (n,) int64: each clip's source."""
 
     vectors: Vectors
     labels: Labels
@@ -99,22 +99,26 @@ class ProbeData:
         return scipy.sparse.hstack([given, implied], format="csr")
 
 
-def videos(ids: Any, ids_as: Ids) -> Int64:
-    """The number of each clip's video, (n,) int64: ids with one YouTube id are clips of one video, where they are read
-    as YouTube ids."""
-    codes = comparable(ids, ids_as).dictionary_encode().indices
-    return np.asarray(codes.to_numpy(), dtype=np.int64)
+NO_EVAL = (
+    "balance.probe judges on dataset.eval, which was not found: type dataset.eval=NAME (an index under "
+    "dataset.root), or a path to one"
+)
 
 
-def of_prepared(prepared: Prepared, dataset: DatasetConfig, embeddings: str | None) -> ProbeData:
+def of_prepared(
+    prepared: Prepared,
+    dataset: DatasetConfig,
+    embeddings: str | None,
+    *,
+    parents: Mapping[str, Sequence[str]] | None = None,
+    source: str | None = None,
+) -> ProbeData:
     """The data in the selecting encoder's space, or in that of `embeddings`: a store's folder, or a folder of
-    vectors laid out as for dataset.format=embeddings. UserError where there is nothing to train on or to judge by."""
+    vectors laid out as for dataset.format=embeddings. parents: label -> the labels above it (`data.ontology`); source:
+    the pattern of `sources`. UserError where there is nothing to train on or to judge by."""
     run = prepared.embedded
     if run.eval is None:
-        raise UserError(
-            "balance.probe judges on dataset.eval, which was not found: type dataset.eval=NAME (an index under "
-            "dataset.root), or a path to one"
-        )
+        raise UserError(NO_EVAL)
     if embeddings is None:
         views = {name: _View(split.embedded, split.vectors) for name, split in run.splits.items()}
         origin = f"{run.fingerprint} {run.identity}"
@@ -139,10 +143,13 @@ def of_prepared(prepared: Prepared, dataset: DatasetConfig, embeddings: str | No
     vocabulary = common_names(*(index.labels for index in indexes.values()))
     if not vocabulary:
         raise UserError("no clip has a label: the probe learns labels; give indexes whose records have `labels`")
+    of = sources({name: index.ids for name, index in indexes.items()}, run.ids_as, source)
     sides = {
-        name: Side(view.vectors, indexes[name].labels.recode(vocabulary), videos(indexes[name].ids, run.ids_as))
+        name: Side(view.vectors, indexes[name].labels.recode(vocabulary), numbered(of[name]))
         for name, view in views.items()
     }
+    of_seeds = shared(of["seeds"], of["pool"])
+    implied = implied_labels(vocabulary, parents or {})
     place = np.full(len(eligible), -1, dtype=np.int32)
     place[views["pool"].rows] = np.arange(len(views["pool"].rows), dtype=np.int32)
     searched_at = np.searchsorted(prepared.neighbours.seed_rows, views["seeds"].rows)
@@ -157,7 +164,10 @@ def of_prepared(prepared: Prepared, dataset: DatasetConfig, embeddings: str | No
         digest.update("\n".join(indexes[name].ids.to_pylist()).encode("utf-8", "surrogateescape") + b"\0")
         labels = sides[name].labels
         digest.update("\n".join(vocabulary).encode() + labels.offsets.tobytes() + labels.codes.tobytes())
-    digest.update(np.ascontiguousarray(chosen).tobytes())
+    digest.update(np.ascontiguousarray(chosen).tobytes() + of_seeds.tobytes() + sides["seeds"].groups.tobytes())
+    digest.update(sides["eval"].groups.tobytes())
+    if implied is not None:
+        digest.update(implied.indptr.tobytes() + implied.indices.tobytes())
     return ProbeData(
         seeds=sides["seeds"],
         pool=sides["pool"],
@@ -168,8 +178,29 @@ def of_prepared(prepared: Prepared, dataset: DatasetConfig, embeddings: str | No
         names={label: run.ontology.get(label, label) for label in vocabulary},
         missing={name: max(0, count) for name, count in missing.items()},
         clips=indexes,
+        implies=implied,
+        sources=of_seeds,
         choosing=SomeVectors(run.pool.vectors, np.searchsorted(run.pool.embedded, views["pool"].rows)),
     )
+
+
+def implied_labels(names: Sequence[str], parents: Mapping[str, Sequence[str]]) -> Any:
+    """CSR (L, L) of ones: row l has l and every label above it that is in use; None where no label has one."""
+    place = {name: i for i, name in enumerate(names)}
+    rows, columns = [], []
+    for name, row in place.items():
+        above, left = {name}, [name]
+        while left:
+            new = [parent for parent in parents.get(left.pop(), ()) if parent not in above]
+            above.update(new)
+            left += new
+        known = sorted(place[label] for label in above if label in place)
+        rows += [row] * len(known)
+        columns += known
+    if len(rows) == len(place):
+        return None
+    ones = np.ones(len(rows), dtype=np.int32)
+    return scipy.sparse.csr_matrix((ones, (rows, columns)), shape=(len(place), len(place)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

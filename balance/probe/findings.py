@@ -34,7 +34,8 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Clips of each side; labels: in use; labels_evaluated: with an evaluation clip; without_vector: clips left out, by
+    """Clips of each side; labels: in use; labels_evaluated: with an evaluation clip; seed_sources: of
+    the seeds (`sources`); pool_of_seed_sources: pool clips of one of these; without_vector: clips left out, by
     split."""
 
     seeds: int
@@ -42,6 +43,8 @@ class Counts:
     evaluation: int
     labels: int
     labels_evaluated: int
+    seed_sources: int
+    pool_of_seed_sources: int
     without_vector: Mapping[str, int]
 
 
@@ -158,3 +161,4 @@ class Findings:
     warnings: tuple[str, ...] = ()
     sentences: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
+    guard: str = ""

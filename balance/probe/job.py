@@ -18,12 +18,16 @@ from tqdm import tqdm
 
 from balance import pipeline
 from balance.config import ProbeSettings
+from balance.curation.config import Leaks
+from balance.data.config import Format
+from balance.data.ontology import ontology_file, read_parents
 from balance.demo.checkpoint import NOTICE
 from balance.encoders.device import own_device
 from balance.errors import UserError
 from balance.prepared import Prepared
 from balance.probe import conclusions, page
-from balance.probe.data import of_prepared
+from balance.probe.config import Guard
+from balance.probe.data import NO_EVAL, of_prepared
 from balance.probe.findings import Findings
 from balance.probe.results import FIGURES, LINEAR
 from balance.probe.runner import Probe
@@ -45,7 +49,13 @@ def _run(settings: ProbeSettings, folder: Path, kept: pipeline.Kept) -> Findings
             if given is not None and not Path(given).expanduser().is_dir():
                 raise UserError(f"probe.{key}={given}: no such folder")
     prepared = _prepare(settings, kept)
-    data = of_prepared(prepared, settings.dataset, settings.probe.embeddings)
+    data = of_prepared(
+        prepared,
+        settings.dataset,
+        settings.probe.embeddings,
+        parents=read_parents(ontology_file(settings.dataset.ontology, settings.root)),
+        source=settings.probe.source,
+    )
     bar: Any = tqdm(desc="probe", unit="fit", disable=not sys.stderr.isatty(), dynamic_ncols=True)
 
     def progress(what: str, done: int) -> None:
@@ -64,8 +74,11 @@ def _run(settings: ProbeSettings, folder: Path, kept: pipeline.Kept) -> Findings
     bar.total = len(table)
     with bar:
         found = conclusions.find(probe, probe.run(table))
+    guard = f"{len(prepared.decontaminated):,} pool clips are left out as copies of evaluation clips (probe.leaks: "
+    guard += f"{guard_of(settings).value})"
+    found = dataclasses.replace(found, guard=guard)
     write(folder, settings.dataset.name, found)
-    for sentence in [*found.sentences, *found.limits, *(f"warning: {w}" for w in found.warnings)]:
+    for sentence in [*found.sentences, *found.limits, found.guard, *(f"warning: {w}" for w in found.warnings)]:
         log.info("%s", sentence)
     if settings.is_demo:
         log.info("%s", NOTICE)
@@ -83,13 +96,28 @@ def write(folder: Path, dataset: str, found: Findings) -> None:
 
 
 def _prepare(settings: ProbeSettings, kept: pipeline.Kept) -> Prepared:
-    """The run at the largest `probe.k`; what is said of `k` is said of that key here."""
+    """The run at the largest `probe.k`, without copies of evaluation clips in its pool; what is said of `k` is said of
+    that key here."""
+    augment = dataclasses.replace(settings.augment, leaks=guard_of(settings))
     try:
-        return pipeline.prepare(dataclasses.replace(settings, k=settings.probe.k[-1]), kept)
+        return pipeline.prepare(dataclasses.replace(settings, k=settings.probe.k[-1], augment=augment), kept)
     except UserError as error:
+        if "there is no dataset.eval" in str(error):
+            raise UserError(NO_EVAL) from None
         if str(error).startswith("k="):
             raise UserError(f"of probe.k={settings.probe.k}: {error} in probe.k") from None
         raise
+
+
+def guard_of(settings: ProbeSettings) -> Leaks:
+    """The stricter of the run's level and the probe's."""
+    asked, levels = settings.probe.leaks, list(Leaks)
+    if asked is Guard.auto:
+        has_sound = settings.dataset.format is not Format.embeddings
+        wanted = Leaks.acoustic if has_sound else settings.augment.leaks
+    else:
+        wanted = Leaks(asked.value)
+    return max(wanted, settings.augment.leaks, key=levels.index)
 
 
 def write_csv(path: Path, found: Findings) -> None:

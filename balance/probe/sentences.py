@@ -16,6 +16,7 @@ from balance.probe.results import LINEAR, Table
 from balance.runtime.wording import listed
 
 FALSE_DISCOVERIES = 0.1
+OPTIMISTIC = 0.05  # held-out mAP above that of the evaluation clips, from which it is said
 MIN_POSITIVES = 5  # evaluation clips of a label below which its own gain is not tested: the normal law fails
 SAME_SPACE = (
     "same space: optimistic or pessimistic, not evidence: these embeddings also chose the neighbours, which are "
@@ -158,7 +159,12 @@ def _on_resolution(found: Findings) -> list[str]:
 
 def warnings_of(found: Findings, data: ProbeData, table: Table, groups: Sequence[Group]) -> list[str]:
     """What a reader must know before the sentences are believed."""
-    return [*_of_fits(table, groups, found.steps), *_of_labels(found, data, table, groups), *_of_vectors(found)]
+    return [
+        *_of_fits(table, groups, found.steps),
+        *_of_sources(found),
+        *_of_labels(found, data, table, groups),
+        *_of_vectors(found),
+    ]
 
 
 def _of_fits(table: Table, groups: Sequence[Group], steps: int) -> list[str]:
@@ -176,6 +182,26 @@ def _of_fits(table: Table, groups: Sequence[Group], steps: int) -> list[str]:
             out.append(
                 f"{group.title}: after {steps} passes the next step would still move a label's scores by {left:.0%} of "
                 "their spread: raise probe.steps"
+            )
+    return out
+
+
+def _of_sources(found: Findings) -> list[str]:
+    """How far the held-out seeds can be believed."""
+    out = []
+    if num := found.counts.pool_of_seed_sources:
+        out.append(
+            f"{num:,} pool clips are of a seed's source, by their ids (probe.source): where that seed is held out they "
+            "are left out of training"
+        )
+    for arm in found.arms:
+        value = arm.readings[LINEAR]["map"].value
+        if arm.arm != found.headline or value is None or arm.heldout_map is None:
+            continue
+        if arm.heldout_map - value > OPTIMISTIC:
+            out.append(
+                f"{arm.arm}: mAP {arm.heldout_map:.3f} on held-out seeds, {value:.3f} on the evaluation clips: seeds "
+                "and pool may share sources that their ids do not tell, or the evaluation is of another kind"
             )
     return out
 

@@ -46,7 +46,7 @@ class Arm:
     @property
     def title(self) -> str:
         """For tables and progress: `neighbours k=10`, `random k=10 draw 2`."""
-        words = [self.name if self.rule == RUN else self.rule.replace("_", ", ")]
+        words = [self.name if self.rule == RUN else self.rule.replace("_", " " if self.rule in RIVALS else ", ")]
         if self.rule in (RANDOM, STRATIFIED, *RIVALS) and self.name != NEIGHBOURS:
             words.append(f"as {self.name}")
         if self.k is not None:

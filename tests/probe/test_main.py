@@ -13,20 +13,30 @@ import pytest
 import torch
 
 from balance.config import ProbeSettings
-from balance.data.config import DatasetConfig
+from balance.curation.config import AugmentConfig, Leaks
+from balance.data.config import DatasetConfig, Format
 from balance.encoders.config import EncoderConfig
 from balance.errors import UserError
 from balance.probe import training_sets
-from balance.probe.config import ProbeConfig
+from balance.probe.config import Guard, ProbeConfig
 from balance.probe.findings import ArmFindings, Comparison, Findings, Interval
 from balance.probe.intervals import Verdict
+from balance.probe.job import guard_of
 from balance.probe.job import run as probe_run
 from balance.probe.page import render
 from tests import browser, worlds
 from tests.command import command, run
 from tests.worlds import World
 
-SMALL = {"k": [2, 4], "draws": 2, "network_steps": 20, "rivals": [], "penalties": [1.0, 0.1, 0.01], "folds": 3}
+SMALL = {
+    "k": [2, 4],
+    "draws": 2,
+    "network_steps": 20,
+    "rivals": [],
+    "leaks": Guard.id,
+    "penalties": [1.0, 0.1, 0.01],
+    "folds": 3,
+}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -48,7 +58,7 @@ def folder(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which a run was made, and a probe by the command."""
     folder = tmp_path_factory.mktemp("work")
     run(folder, world)
-    typed = [f"probe.{key}={value}".replace(" ", "") for key, value in SMALL.items()]
+    typed = [f"probe.{key}={getattr(value, 'value', value)}".replace(" ", "") for key, value in SMALL.items()]
     done = command(folder, *world.overrides(), *typed, module="balance.probe")
     assert done.returncode == 0, done.stderr
     assert "same space: optimistic or pessimistic, not evidence" in done.stderr
@@ -139,6 +149,15 @@ def test_a_finished_run_is_one_more_arm(world: World, folder: Path, tmp_path: Pa
     ids = (done / "ids_k5.csv").read_text().splitlines()
     assert own["num_clips"] == draws["num_clips"] == len(ids)
     assert any(c["arm"] == f"{done.name} k=5" and c["against_rule"] == "random" for c in found["comparisons"])
+
+
+def test_the_guard_hears_where_there_is_sound_and_is_never_less_than_the_runs(world: World, folder: Path) -> None:
+    given = settings(folder, world, leaks=Guard.auto)
+    assert guard_of(given) is Leaks.acoustic
+    vectors = replace(given, dataset=replace(given.dataset, format=Format.embeddings))
+    assert guard_of(vectors) is Leaks.id
+    strict = replace(given, probe=replace(given.probe, leaks=Guard.id), augment=AugmentConfig(leaks=Leaks.exact))
+    assert guard_of(strict) is Leaks.exact
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import average_precision_score
 
 from balance.errors import UserError
 from balance.probe import conclusions, training_sets
 from balance.probe.config import Judge, ProbeConfig, Rival
-from balance.probe.data import ProbeData, Side
+from balance.probe.data import ProbeData, Side, implied_labels
 from balance.probe.estimates import groups_of
 from balance.probe.features import TrainingSet
 from balance.probe.fitting import Fitter
@@ -275,7 +276,7 @@ def test_rivals_are_as_many_clips_and_are_compared(tmp_path):
     own = next(arm for arm in table if arm.rule == "neighbours")
     rivals = [arm for arm in table if arm.rule in training_sets.RIVALS]
     assert [arm.rule for arm in rivals] == [rival.value for rival in Rival]
-    assert rivals[0].title == "hierarchical_kmeans k=2"
+    assert rivals[0].title == "hierarchical kmeans k=2"
     for arm in rivals:
         assert len(arm.rows) == len(own.rows)
         assert np.bincount(arm.excluded_fold + 1).tolist() == np.bincount(own.excluded_fold + 1).tolist()
@@ -292,8 +293,37 @@ def own_penalty(found):
 
 
 def test_rivals_of_nearly_the_whole_pool_are_left_out(tmp_path):
-    probe = probe_of(small_problem(seeds=60, pool=100, eval=100), tmp_path, k=[20], rivals=list(Rival))
+    probe = probe_of(small_problem("b", seeds=60, pool=100, eval=100), tmp_path, k=[20], rivals=list(Rival))
     assert not [arm for arm in probe.arms() if arm.rule in training_sets.RIVALS]
+
+
+def test_ancestors_are_fitted_and_judged_beside_the_labels_as_given(tmp_path):
+    """Label 0 is implied by 1 and 2: its second column is on their clips too; the others' figures stay."""
+    problem = small_problem(seeds=60, pool=600, eval=200)
+    implied = implied_labels(problem.label_ids, dict.fromkeys(problem.label_ids[1:3], problem.label_ids[:1]))
+    probe = probe_of(replace(problem, implies=implied, fingerprint="implied"), tmp_path)
+    fit = fitted(probe.fitter, training_sets.seeds_alone())
+    values = probe._evaluate([fit])[0]["logistic"]
+    plain = probe_of(problem, tmp_path)
+    as_given = plain._evaluate([fitted(plain.fitter, training_sets.seeds_alone())])[0]["logistic"]
+    assert values.summary("map")[0] == pytest.approx(as_given.summary("map")[0], abs=1e-3)
+    truth = problem.evaluation.labels.matrix().toarray() > 0
+    scores = probe._linear(fit)
+    want = [average_precision_score(truth[:, c], scores[:, c]) for c in range(1, 8)]
+    want.append(average_precision_score(truth[:, :3].any(axis=1), scores[:, 8]))
+    assert values.summary("map_ancestors")[0] == pytest.approx(np.mean(want), abs=1e-6)
+    assert np.isnan(as_given.summary("map_ancestors")[0])
+
+
+def test_pool_clips_of_a_held_out_seeds_source_do_not_train(tmp_path):
+    problem = small_problem(seeds=60, pool=300, eval=50)
+    sources = np.full(300, -1)
+    sources[[3, 8]] = [5, 7]
+    fitter = probe_of(replace(problem, sources=sources), tmp_path).fitter
+    held_out = fitter.training_set(training_sets.whole_pool(300, weighted=False)).held_out[60:]
+    assert held_out.sum() == 2
+    assert held_out[3, fitter.folds[5]]
+    assert held_out[8, fitter.folds[7]]
 
 
 def test_weighted_pool_has_the_published_weights(tmp_path):
