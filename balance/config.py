@@ -35,6 +35,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from balance import config_errors, help
+from balance.audit.config import AuditConfig
 from balance.curation.config import AugmentConfig
 from balance.data.config import DatasetConfig, IndexConfig, MediaSource
 from balance.embed.config import EmbedConfig
@@ -121,6 +122,13 @@ class ProbeSettings(Settings):
 
 
 @dataclass(kw_only=True, slots=True)
+class AuditSettings(Settings):
+    """A run's configuration and the audit's own."""
+
+    audit: AuditConfig = field(default_factory=AuditConfig)
+
+
+@dataclass(kw_only=True, slots=True)
 class IndexSettings:
     """The whole configuration of `python -m balance.index`."""
 
@@ -128,7 +136,7 @@ class IndexSettings:
 
 
 _COMPOSING = (HydraException, OmegaConfBaseException, yaml.YAMLError)  # what Hydra raises before a job
-SCHEMAS = {"run": Settings, "probe": ProbeSettings, "index": IndexSettings}
+SCHEMAS = {"run": Settings, "probe": ProbeSettings, "audit": AuditSettings, "index": IndexSettings}
 
 
 class _WorkingDirectory(SearchPathPlugin):

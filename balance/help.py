@@ -29,6 +29,13 @@ USAGE = {
         "same size and against the whole pool. Takes every key of balance.run; embeds and searches what is missing.",
         ("First try:  python -m balance.run dataset=demo && python -m balance.probe dataset=demo",),
     ),
+    "audit": (
+        "python -m balance.audit [key=value …]",
+        "Is any training clip a copy of an evaluation clip? By id, by equal samples, by sound. Needs no checkpoint;\n"
+        "takes dataset.*, num_workers, max_failures, max_missing, augment.copy_threshold, report.media_base of a run.\n"
+        "Status 0: all compared, no copy; 3: copies; 4: no copy, but not all could be compared; 1: a mistake.",
+        ("First try:  python -m balance.audit dataset=demo",),
+    ),
     "index": (
         "python -m balance.index index.segments=LIST index.media=FOLDER index.out=FOLDER",
         "Official AudioSet segment lists and a media folder -> VIP-ANT index files (src_*.csv).",
@@ -78,8 +85,8 @@ def text(command: str, schema: type, conf: Path, *, every_key: bool) -> str:
     """The help of a command."""
     usage, what, examples = USAGE[command]
     shown = [row for row in rows(schema) if every_key or row.common]
-    if command == "probe" and not every_key:
-        shown = [row for row in shown if row.name.startswith("probe.")]
+    if command in ("probe", "audit") and not every_key:
+        shown = [row for row in shown if row.name.startswith(f"{command}.")]
     width = max(len(_with_default(row)) for row in shown)
     lines = [usage, what]
     group = None

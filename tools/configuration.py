@@ -32,6 +32,7 @@ default of `cache_dir`. Set but empty counts as not set.
 TITLES = {
     "run": ("Keys of `python -m balance.run`", "The probe takes all of them too."),
     "probe": ("Keys of `python -m balance.probe`", "Beside the keys of `balance.run`."),
+    "audit": ("Keys of `python -m balance.audit`", "Beside the keys of `balance.run`, of which it takes no encoder's."),
     "index": ("Keys of `python -m balance.index`", ""),
 }
 

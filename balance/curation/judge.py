@@ -150,15 +150,20 @@ def judge(a: Profile, b: Profile, threshold: float) -> Heard:
     sound = min(a.num_frames, b.num_frames) / MIN_OVERLAP
     agreements, weight = _agreements((a.changes, a.weights), (b.changes, b.weights), lags)
     if correlation >= required(threshold, sound):
-        beyond = agreements - required(OVERRULED, weight / ENOUGH)
-        if beyond[max(best - 1, 0) : best + 2].max() >= 0:
+        spare = agreements - required(OVERRULED, weight / ENOUGH)
+        if spare[max(best - 1, 0) : best + 2].max() >= 0:
             return Heard(correlation, float(agreements[best]), int(lags[best]), True)
     agreements = agreements * _belief(weight)
     best = int(agreements.argmax())
-    agreement, itself = float(agreements[best]), max(a.itself, b.itself)
+    agreement = float(agreements[best])
     needed = float(required(AGREEMENT, min(sound, float(weight[best]) / ENOUGH)))
-    needed = max(needed, itself + BEYOND_ITSELF * (1 - itself))
+    needed = max(needed, beyond(max(a.itself, b.itself)))
     return Heard(correlation, agreement, int(lags[best]), agreement >= needed)
+
+
+def beyond(itself: float) -> float:
+    """The agreement that says more than a clip's agreement with itself at other times."""
+    return itself + BEYOND_ITSELF * (1.0 - itself)
 
 
 def correlation(a: Profile, b: Profile) -> float:

@@ -16,8 +16,8 @@ from typing import BinaryIO
 import numpy as np
 
 from balance.curation.fingerprint import Fingerprints, Similar
-from balance.curation.judge import MIN_OVERLAP, MOST_FRAMES, Heard, Profile, judge
-from balance.curation.log_mel import NUM_BANDS, Pace, at_pace
+from balance.curation.judge import MIN_OVERLAP, MOST_FRAMES, Heard, Profile, beyond, judge, overlap
+from balance.curation.log_mel import HOP_S, NUM_BANDS, Pace, at_pace
 from balance.records import Float32
 
 NUM_PACED = 3  # proposals whose speed is looked for: those of the most votes
@@ -31,12 +31,24 @@ _RECORD_BYTES = MOST_FRAMES * NUM_BANDS * 2
 @dataclass(frozen=True, slots=True)
 class Match:
     """Clip `node` is a copy of `other`, which was remembered. pace: how much faster `node` runs; heard: with `other`
-    first, and `node` brought to its pace."""
+    first, and `node` brought to its pace; start, stop: frames of `other` that meet one of `node`."""
 
     other: int
     node: int
     pace: Pace
     heard: Heard
+    start: int
+    stop: int
+
+    @staticmethod
+    def of(other: int, node: int, theirs: Profile, mine: _Paced, pace: Pace, heard: Heard) -> Match:
+        start, stop = overlap(theirs.num_frames, mine.at(pace).num_frames, heard.lag)
+        return Match(other, node, pace, heard, start, stop)
+
+    def seconds(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """The stretch of `other` and that of `node`, each from its clip's beginning, in `node`'s own time."""
+        ours = ((frame + self.heard.lag) * HOP_S / self.pace.speed for frame in (self.start, self.stop))
+        return (self.start * HOP_S, self.stop * HOP_S), (next(ours), next(ours))
 
 
 class Listener:
@@ -70,10 +82,13 @@ class Listener:
         for other in sorted({*proposed, *(one.clip for one in similar)}):
             theirs = self._profile(other)
             if theirs is not None and (heard := judge(theirs, mine.at(EQUAL_PACE), self._threshold)).is_copy:
-                found[other] = Match(other, node, EQUAL_PACE, heard)
+                found[other] = Match.of(other, node, theirs, mine, EQUAL_PACE, heard)
         for one in sorted(similar, key=lambda one: (-one.votes, one.clip))[:NUM_PACED]:
-            if one.clip not in found and (match := self._at_another_pace(one, node, mine)) is not None:
-                found[one.clip] = match
+            known = found.get(one.clip)
+            if known is None or known.heard.correlation < self._threshold:
+                match = self._at_another_pace(one, node, mine)
+                if match is not None and (known is None or match.heard.agreement > known.heard.agreement):
+                    found[one.clip] = match
         return [found[other] for other in sorted(found)]
 
     def _at_another_pace(self, one: Similar, node: int, mine: _Paced) -> Match | None:
@@ -86,11 +101,14 @@ class Listener:
             return None
         fine = [Pace(pace.speed + step, pace.with_pitch) for step in FINE]
         tried = [(heard, pace), *((judge(theirs, mine.at(one), self._threshold), one) for one in fine)]
-        copies = [(heard, pace) for heard, pace in tried if heard.is_copy and heard.agreement >= AT_ANOTHER_PACE]
+        copies = [(heard, pace) for heard, pace in tried if heard.is_copy]
         if not copies:
             return None
         heard, pace = max(copies, key=lambda found: found[0].correlation)
-        return Match(one.clip, node, pace, heard)
+        # Two regular rhythms always meet at some pace: that says nothing.
+        if heard.agreement < max(AT_ANOTHER_PACE, beyond(max(theirs.itself, mine.at(pace).itself))):
+            return None
+        return Match.of(one.clip, node, theirs, mine, pace, heard)
 
     def _profile(self, node: int) -> Profile | None:
         """None of a clip that was not remembered."""

@@ -90,11 +90,11 @@ def write_part(
         ],
         schema=schema,
     )
-    return _write(directory, "part", plan, batch)
+    return write_batch(directory, "part", plan, batch)
 
 
-def _write(directory: Path, kind: str, name: str, batch: Any) -> Path:
-    """One record batch as `kind-name-checksum.arrow`, the checksum of its bytes."""
+def write_batch(directory: Path, kind: str, name: str, batch: Any) -> Path:
+    """One record batch as the file `kind-name-checksum.arrow`, which appears by rename; checksum: of its bytes."""
     with files.draft(directory / f"{name}.arrow") as file:
         with pa.ipc.new_file(file, batch.schema) as writer:
             writer.write_batch(batch)
@@ -104,7 +104,7 @@ def _write(directory: Path, kind: str, name: str, batch: Any) -> Path:
     return final
 
 
-def _is_intact(file: Path) -> bool:
+def is_intact(file: Path) -> bool:
     """Whether a file's bytes have the checksum of its name; one that is damaged is removed where that is allowed."""
     if files.sha256_file(file)[:_CHECKSUM_CHARS] == file.stem.rsplit("-", 1)[1]:
         return True
@@ -163,7 +163,7 @@ def read_part(file: Path) -> Part | None:
     version = version_of(file)
     if version is None:  # found damaged and removed by another job just now
         return None
-    if not _is_intact(file):
+    if not is_intact(file):
         return None
     with pa.memory_map(str(file)) as source:
         base = source.read_buffer().address
@@ -226,7 +226,7 @@ def write_confirmed(directory: Path, paths: Any, stamps: Int64, pcm_sha1: npt.ND
     columns = [paths, pa.array(stamps[:, 0]), pa.array(stamps[:, 1]), sha1]
     name = secrets.token_hex(8)
     with locks.acquire(lock_path(directory, name)) or contextlib.nullcontext():  # its draft is no left-over
-        return _write(directory, "confirmed", name, pa.record_batch(columns, schema=_CONFIRMED))
+        return write_batch(directory, "confirmed", name, pa.record_batch(columns, schema=_CONFIRMED))
 
 
 def read_confirmed(directory: Path) -> Any:
@@ -234,6 +234,6 @@ def read_confirmed(directory: Path) -> Any:
     batches = []
     for file in sorted(directory.glob("confirmed-*-*.arrow")):
         with contextlib.suppress(FileNotFoundError):  # removed by another job just now
-            if _is_intact(file):
+            if is_intact(file):
                 batches.append(pa.ipc.open_file(file.read_bytes()).get_batch(0))
     return pa.Table.from_batches(batches, schema=_CONFIRMED)
