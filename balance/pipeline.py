@@ -42,7 +42,7 @@ from balance.engine import config as engine_config
 from balance.engine.seam import Engine
 from balance.errors import UserError
 from balance.prepared import Embedded, Prepared
-from balance.records import Index, Int64, Neighbours, SomeVectors, Split
+from balance.records import Float32, Index, Int64, Neighbours, SomeVectors, Split
 from balance.report import page
 from balance.report.sound import Sound
 from balance.results import console, curation_files, manifest, tables
@@ -407,6 +407,16 @@ def _sound(settings: Settings) -> Sound | None:
 # -- files ---------------------------------------------------------------------------------------------------------
 
 
+def _quality(settings: Settings, prepared: Prepared, curated: curate.Curated) -> tuple[Float32, Float32] | None:
+    """Of the seeds and the chosen clips, where it is asked for and there is sound."""
+    seeds, pool = prepared.seeds, prepared.pool
+    if not settings.report.quality or seeds.facts is None or pool.facts is None:
+        return None
+    assert seeds.facts.quality is not None
+    assert pool.facts.quality is not None
+    return seeds.facts.quality, pool.facts.quality[np.searchsorted(pool.embedded, curated.union.pool_rows)]
+
+
 def _write(
     settings: Settings,
     folder: Path,
@@ -418,7 +428,9 @@ def _write(
     """Every file of the run, complete or not there at all; the manifest, which names their hashes, last."""
     k, seeds, pool, dataset = settings.k, prepared.seeds, prepared.pool, settings.dataset
     written = tables.write_neighbours(folder, k, seeds.index, pool.index, neighbours)
-    written += tables.write_augmented(folder, k, seeds.index, seeds.embedded, pool.index, curated.union)
+    written += tables.write_augmented(
+        folder, k, seeds.index, seeds.embedded, pool.index, curated.union, quality=_quality(settings, prepared, curated)
+    )
     chosen = [seeds.index.take(seeds.embedded), pool.index.take(curated.union.pool_rows)]
     training = formats.write_index(dataset.format, chosen, folder, k, columns=dataset.columns)
     written += training

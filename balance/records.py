@@ -191,19 +191,28 @@ class Partial:
     detail: str
 
 
+# Of whole decoded clips, beside `Facts`, in this order; channels_equal: 0 or 1; clipped: share of values at full scale.
+QUALITY = (
+    *("channels", "channels_equal", "clipped", "dc_offset"),
+    *("bandwidth_hz", "leading_silence_s", "trailing_silence_s"),
+)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Facts:
     """What was measured on whole decoded clips, before any crop; one row a clip.
 
     sample_rate: (n,) int32 in Hz; num_samples: (n,) int64 a channel; rms_db: (n,) float32, 20 log10 of the rms over
     all channels against full scale 1.0, −inf for zeros; pcm_sha1: (n, 20) uint8 of the interleaved little-endian
-    float32 samples.
+    float32 samples; quality: (n, len(QUALITY)) float32, NaN of clips that were embedded by earlier versions; None for
+    all of them.
     """
 
     sample_rate: Int32
     num_samples: Int64
     rms_db: Float32
     pcm_sha1: npt.NDArray[np.uint8]
+    quality: Float32 | None = None
 
     def silent(self) -> Bool:
         """(n,) whether a clip is below SILENT_DB: embedded like others, and counted."""

@@ -26,6 +26,7 @@ import soundfile
 from balance.audio.crop import Moments, crop, first_channel
 from balance.audio.frames import shift_samples, window_samples
 from balance.audio.open_sound import Sound, open_sound
+from balance.audio.quality import Quality
 from balance.audio.resample import Mixer, cut, mixed, window_starts
 from balance.audio.sound_file import Undecodable, open_regular
 from balance.audio.stretch import Stretch
@@ -47,7 +48,7 @@ class Waveform:
     is_last: whether more windows of the clip follow; sample_rate: Hz of the file. Of the whole decoded clip:
     num_samples per channel; rms_db: 20 log10 of the rms over all channels, −inf for zeros; pcm_sha1: sha1 of the
     interleaved little-endian float32; partial: in words, what of the clip could not be decoded, "" where nothing is
-    known to be missing.
+    known to be missing; quality: as `quality.Quality.numbers`.
     """
 
     samples: npt.NDArray[np.float32]
@@ -56,6 +57,7 @@ class Waveform:
     rms_db: float
     pcm_sha1: bytes
     partial: str
+    quality: tuple[float, ...]
     num_windows: int = 1
     is_last: bool = True
 
@@ -130,9 +132,10 @@ def _opened(file: str | os.PathLike[str] | BinaryIO, stretch_s: tuple[float, flo
 
 def _measure(sound: Sound, take: Callable[[npt.NDArray[np.float32]], None]) -> tuple[Waveform, float]:
     """(the facts of the whole clip, without samples; the mean of all its values), while `take` gets each block."""
-    moments, digest = Moments(), hashlib.sha1()
+    moments, digest, quality = Moments(), hashlib.sha1(), Quality(sound.sample_rate, sound.channels)
     for block in sound.blocks():
         moments.add(block)
+        quality.add(block)
         digest.update(np.ascontiguousarray(block, dtype="<f4").data)
         take(block)
     num_samples = moments.count // sound.channels
@@ -147,6 +150,7 @@ def _measure(sound: Sound, take: Callable[[npt.NDArray[np.float32]], None]) -> t
         rms_db=10 * math.log10(mean_square) if mean_square > 0 else -math.inf,
         pcm_sha1=digest.digest(),
         partial=sound.partial,  # what follows may decode again
+        quality=quality.numbers(moments.mean),
     )
     return whole, moments.mean
 

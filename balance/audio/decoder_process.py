@@ -178,6 +178,7 @@ class _Decoder:
             "pcm_sha1": wave.pcm_sha1.hex(),
             "num_kept": len(wave.samples),
             "partial": wave.partial,
+            "quality": wave.quality,
             "num_windows": wave.num_windows,
             "is_last": wave.is_last,
         }

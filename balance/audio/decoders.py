@@ -36,7 +36,8 @@ _START_ATTEMPTS = 5  # of a decoder that is killed each time
 class Decoded:
     """A decoded clip: `samples` (num_kept,) float32 of channel 0, or so many windows of equal length one after the
     other, valid until the next result; facts of the whole clip; `partial`: what of it could not be decoded, in words,
-    or ""; is_last: whether the next result is another clip's, not more windows of this one."""
+    or ""; quality: as `quality.Quality.numbers`; is_last: whether the next result is another clip's, not more windows
+    of this one."""
 
     samples: npt.NDArray[np.float32]
     sample_rate: int
@@ -44,6 +45,7 @@ class Decoded:
     rms_db: float
     pcm_sha1: bytes
     partial: str
+    quality: tuple[float, ...]
     num_windows: int = 1
     is_last: bool = True
 
@@ -219,6 +221,7 @@ class DecoderPool:
             float(answer["rms_db"]),
             bytes.fromhex(answer["pcm_sha1"]),
             answer["partial"],
+            tuple(answer["quality"]),
             answer["num_windows"],
             answer["is_last"],
         )

@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 from balance.audio.decode import DECODERS
 from balance.embed.store_files import Part, id_in_part, read_confirmed, read_part, version_of
 from balance.errors import UserError
-from balance.records import Bool, DecodeFailure, Facts, Float32, Int64, Stamp
+from balance.records import QUALITY, Bool, DecodeFailure, Facts, Float32, Int64, Stamp
 
 _KEYS = ["path", "size_bytes", "time_ns"]
 
@@ -206,9 +206,10 @@ class Store:
 
         def column(name: str) -> npt.NDArray[Any]:
             columns = [getattr(part.facts, name) for part in self._parts]
-            return np.concatenate(columns)[rows] if columns else np.empty((0, 20) if name == "pcm_sha1" else 0)
+            return np.concatenate(columns)[rows] if columns else np.empty((0, wide[name]) if name in wide else 0)
 
-        return Facts(column("sample_rate"), column("num_samples"), column("rms_db"), column("pcm_sha1"))
+        wide = {"pcm_sha1": 20, "quality": len(QUALITY)}
+        return Facts(*(column(name) for name in ("sample_rate", "num_samples", "rms_db", "pcm_sha1", "quality")))
 
     def vectors(self, rows: Int64) -> StoreVectors:
         """The vectors of these store rows, as a `records.Vectors`."""

@@ -3,7 +3,7 @@
 A part is one Arrow IPC file named `part-<plan>-<checksum>.arrow`: `plan` names the clips that it was made for, so two
 jobs agree on who makes what, and `checksum` is the start of the sha256 of its bytes: there is no second file to lose.
 It appears by rename. Its schema metadata hold what has no column of its own: the stamps (size and modification time) of
-the media files, the clips that could not be decoded, or not to their end, what made it.
+the media files, the clips that could not be decoded, or not to their end, `QUALITY` of the others, what made it.
 `confirmed-<name>-<checksum>.arrow` says of files with another modification time that they decode to the same samples.
 The price: reading a file reads all of its bytes to check them (about 1 GB/s a core).
 """
@@ -24,7 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from balance.audio.decode import DECODERS
-from balance.records import NO_STAMP, DecodeFailure, Facts, Float32, Int64
+from balance.records import NO_STAMP, QUALITY, DecodeFailure, Facts, Float32, Int64
 from balance.runtime import files, locks
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,7 @@ def write_part(
             "balance.failures": json.dumps([[f.id, f.path, f.reason, f.detail, f.stamp] for f in failures]),
             "balance.decoders": DECODERS,
             "balance.partial": json.dumps(dict(rows.partial)),
+            **({} if rows.facts.quality is None else {"balance.quality": _quality_text(rows.facts.quality)}),
             **({} if rows.stamps is None else {"balance.stamps": json.dumps(rows.stamps.T.tolist())}),
         },
     )
@@ -186,6 +187,7 @@ def read_part(file: Path) -> Part | None:
                 batch.column("num_samples").to_numpy().copy(),
                 batch.column("rms_db").to_numpy().copy(),
                 sha1.copy(),
+                _quality_of(reader.schema.metadata, len(batch)),
             ),
             stamps=_stamps_of(reader.schema.metadata, len(batch)),
             failures=_failures_of(reader.schema.metadata),
@@ -203,6 +205,22 @@ def _stamps_of(metadata: dict[bytes, bytes], num_rows: int) -> Int64:
     if b"balance.stamps" not in metadata:
         return np.full((num_rows, 2), -1, dtype=np.int64)
     return np.array(json.loads(metadata[b"balance.stamps"]), dtype=np.int64).reshape(2, num_rows).T
+
+
+def _quality_text(quality: Float32) -> str:
+    """Column by column, with as many digits as a float32 has."""
+    columns = zip(QUALITY, quality.T, strict=True)
+    return json.dumps({name: [float(f"{value:.7g}") for value in column] for name, column in columns})
+
+
+def _quality_of(metadata: dict[bytes, bytes], num_rows: int) -> Float32:
+    """(num_rows, len(QUALITY)), NaN where earlier versions wrote none."""
+    found = json.loads(metadata.get(b"balance.quality", b"{}"))
+    quality = np.full((num_rows, len(QUALITY)), np.nan, dtype=np.float32)
+    for at, name in enumerate(QUALITY):
+        if name in found:
+            quality[:, at] = found[name]
+    return quality
 
 
 def _failures_of(metadata: dict[bytes, bytes]) -> list[DecodeFailure]:

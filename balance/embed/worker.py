@@ -36,7 +36,7 @@ from balance.encoders.vipant import VipAnt
 from balance.engine.local import Processes, SharedTasks
 from balance.engine.seam import DeadlyTask, Engine, Place, Tasks, WorkersDied
 from balance.errors import UserError
-from balance.records import DecodeFailure, Facts
+from balance.records import QUALITY, DecodeFailure, Facts
 from balance.runtime import locks
 from balance.runtime.threads import Cores
 
@@ -300,7 +300,7 @@ class _OpenPart:
     part: PlannedPart
     rows: list[int] = field(default_factory=list)  # of the decoded clips in the part
     jobs: list[Job] = field(default_factory=list)
-    facts: list[tuple[int, int, float, bytes]] = field(default_factory=list)
+    facts: list[tuple[int, int, float, bytes, tuple[float, ...]]] = field(default_factory=list)
     failures: list[DecodeFailure] = field(default_factory=list)
     partial: dict[str, str] = field(default_factory=dict)
 
@@ -311,7 +311,7 @@ class _OpenPart:
     def add(self, row: int, job: Job, clip: Decoded) -> None:
         self.rows.append(row)
         self.jobs.append(job)
-        self.facts.append((clip.sample_rate, clip.num_samples, clip.rms_db, clip.pcm_sha1))
+        self.facts.append((clip.sample_rate, clip.num_samples, clip.rms_db, clip.pcm_sha1, clip.quality))
         if clip.partial:
             self.partial[job.path] = clip.partial
 
@@ -331,6 +331,7 @@ class _OpenPart:
                 np.array([f[1] for f in facts], dtype=np.int64),
                 np.array([f[2] for f in facts], dtype=np.float32),
                 np.frombuffer(b"".join(f[3] for f in facts), dtype=np.uint8).reshape(-1, 20),
+                np.array([f[4] for f in facts], dtype=np.float32).reshape(-1, len(QUALITY)),
             ),
             stamps=self.part.stamps[[self.rows[i] for i in kept]],
             partial={self.jobs[i].path: words for i in kept if (words := self.partial.get(self.jobs[i].path))},

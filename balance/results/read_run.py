@@ -25,7 +25,7 @@ from balance.curation.removed import Rule
 from balance.data.config import ColumnsConfig, Format
 from balance.data.formats import read_split
 from balance.errors import UserError
-from balance.records import Index
+from balance.records import QUALITY, Index
 from balance.results import curation_files, tables
 from balance.runtime.remote import AnyPath, place
 
@@ -148,6 +148,8 @@ class Run:
                 parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
                 convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(tables.COLUMNS, pa.string())),
             )
+            if table.schema.names == [*tables.COLUMNS, *QUALITY]:  # report.quality=true
+                table = table.select(list(tables.COLUMNS))
             table = _checked(table, pa.schema([(name, pa.string()) for name in tables.COLUMNS]), tables.COLUMNS)
             _refuse_others(table["source"], ("seed", "neighbour"))
             return table
@@ -272,7 +274,10 @@ def _texts(value: Any) -> dict[str, str]:
 
 
 def _path(value: Any) -> AnyPath:
-    return place(_text(value))
+    try:
+        return place(_text(value))
+    except RuntimeError as error:  # the home of a user whom nobody knows
+        raise ValueError(str(error)) from None
 
 
 def _whole(value: Any, *, least: int) -> int:

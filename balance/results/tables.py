@@ -7,6 +7,7 @@ In: what the search and the curation chose. Out: `neighbours_*`, `augmented_*` t
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from balance.records import Failure, Float32, Index, Int64, Neighbours, Partial, Strings
+from balance.records import QUALITY, Failure, Float32, Index, Int64, Neighbours, Partial, Strings
 from balance.runtime import files
 from balance.runtime.files import write_lines
 from balance.stats.union import Union
@@ -79,21 +80,33 @@ def _six_decimals(values: Float32) -> Strings:
     return texts.take(pa.array(at))
 
 
-def write_augmented(folder: Path, k: int, seeds: Index, seed_rows: Int64, pool: Index, union: Union) -> list[Path]:
+def write_augmented(
+    folder: Path,
+    k: int,
+    seeds: Index,
+    seed_rows: Int64,
+    pool: Index,
+    union: Union,
+    *,
+    quality: tuple[Float32, Float32] | None = None,
+) -> list[Path]:
     """`augmented_k{K}.csv`, to read, and `ids_k{K}.csv`.
 
-    seed_rows: the seeds with an embedding, in order; union: the chosen pool clips, in pool order.
+    seed_rows: the seeds with an embedding, in order; union: the chosen pool clips, in pool order; quality: of these
+    seeds and clips, (n, len(QUALITY)) each, for as many columns more, empty where it is not known.
     """
     table, ids = folder / f"augmented_k{k}.csv", folder / f"ids_k{k}.csv"
     chosen_seeds = seeds.take(seed_rows)
     with files.atomic(table) as rows, files.atomic(ids) as names:
-        rows.write(",".join(COLUMNS).encode() + b"\n")
-        for part, best in ((chosen_seeds, None), (pool.take(union.pool_rows), union)):
+        rows.write(",".join(COLUMNS if quality is None else (*COLUMNS, *QUALITY)).encode() + b"\n")
+        of_seeds, of_chosen = quality or (None, None)
+        for part, best, measured in ((chosen_seeds, None, of_seeds), (pool.take(union.pool_rows), union, of_chosen)):
             for first in range(0, len(part), _CLIPS_PER_BLOCK):
                 at = np.arange(first, min(first + _CLIPS_PER_BLOCK, len(part)))
                 clips = part.take(at)
                 columns = ["seed", "", "", "", ""] if best is None else _best(best.take(at), chosen_seeds.ids)
-                fields = (_field(column) for column in (clips.ids, *columns, _joined_labels(clips), clips.paths))
+                fields = [_field(column) for column in (clips.ids, *columns, _joined_labels(clips), clips.paths)]
+                fields += [] if measured is None else [_seven_digits(column) for column in measured[at].T]
                 write_lines(rows, pc.binary_join_element_wise(*fields, ","))
                 write_lines(names, clips.ids)
     return [table, ids]
@@ -119,6 +132,11 @@ def _field(column: Any) -> Any:
         return column
     quoted = pc.binary_join_element_wise('"', pc.replace_substring(column, '"', '""'), '"', "")
     return pc.if_else(pc.match_substring_regex(column, '[",\r\n]'), quoted, column)
+
+
+def _seven_digits(values: Float32) -> Strings:
+    """Each value, "" for NaN."""
+    return pa.array(["" if math.isnan(value) else f"{value:.7g}" for value in values.tolist()], pa.string())
 
 
 def shortest(values: Float32) -> list[str]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse
 
-from balance.records import SPLITS, Float64, Int32, Int64, Labels, Neighbours, Split, common_names
+from balance.records import QUALITY, SPLITS, Facts, Float64, Int32, Int64, Labels, Neighbours, Split, common_names
 from balance.stats.labels import (
     agreement_by_seed,
     entropy_of,
@@ -28,6 +28,9 @@ from balance.stats.union import Union, uniform_share, union_of, union_sizes
 
 NUM_HUBS = 15
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+CLIPPED, DC_OFFSET, SILENT_END_S = 1e-3, 1e-2, 1.0  # from which the page counts a clip
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,6 +141,21 @@ class SplitRates:
     silent: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplitQuality:
+    """Clips of a split by `records.QUALITY`. known: clips of which it was measured; clipped: of more than CLIPPED of
+    full-scale values; offset: of a mean beyond DC_OFFSET; silent_ends: of more than SILENT_END_S of silence at an end;
+    alike: of several channels that are all the same; median_bandwidth_hz: None of no clip."""
+
+    split: str
+    known: int
+    clipped: int
+    offset: int
+    silent_ends: int
+    alike: int
+    median_bandwidth_hz: float | None
+
+
 @dataclass(frozen=True, slots=True)
 class SampleRates:
     """splits: one row per split; same: share of neighbours that have their seed's rate; chance: that of uniform picks;
@@ -159,7 +177,7 @@ class RunStats:
     """All that the page shows beside the summary.
 
     labels_by_rank: None where no seed has labels; balance: None where no clip has; rates: None without media;
-    agreement_by_seed: (S,) float64, NaN without labels.
+    quality: by split; agreement_by_seed: (S,) float64, NaN without labels.
     """
 
     saturation: Saturation
@@ -168,6 +186,7 @@ class RunStats:
     labels_by_rank: LabelsByRank | None
     balance: LabelBalance | None
     rates: SampleRates | None
+    quality: tuple[SplitQuality, ...]
     agreement_by_seed: Float64
 
 
@@ -220,6 +239,7 @@ def measure(
         labels_by_rank=_labels_by_rank(seed_labels, pool_labels, eligible, top, parents) if has_labels else None,
         balance=balance if balance.rows else None,
         rates=_rates(splits, top, eligible),
+        quality=tuple(_quality(name, splits[name].facts) for name in SPLITS if name in splits),
         agreement_by_seed=agreement,
     )
 
@@ -341,6 +361,22 @@ def label_balance(
 
 def _effective(entropy: float | None, num_labels: int) -> float | None:
     return None if entropy is None else math.exp(entropy * math.log(num_labels))
+
+
+def _quality(split: str, facts: Facts | None) -> SplitQuality:
+    measured = np.empty((0, len(QUALITY))) if facts is None or facts.quality is None else facts.quality
+    measured = measured[~np.isnan(measured).any(axis=1)]
+    of = dict(zip(QUALITY, measured.T, strict=True))
+    silence_s = np.maximum(of["leading_silence_s"], of["trailing_silence_s"])
+    return SplitQuality(
+        split=split,
+        known=len(measured),
+        clipped=int((of["clipped"] > CLIPPED).sum()),
+        offset=int((np.abs(of["dc_offset"]) > DC_OFFSET).sum()),
+        silent_ends=int((silence_s > SILENT_END_S).sum()),
+        alike=int(((of["channels"] > 1) & (of["channels_equal"] > 0)).sum()),
+        median_bandwidth_hz=float(np.median(of["bandwidth_hz"])) if len(measured) else None,
+    )
 
 
 def _rates(splits: Mapping[str, Split], top: Neighbours, eligible: Int64) -> SampleRates | None:

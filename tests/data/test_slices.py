@@ -170,7 +170,7 @@ def run(root: Path, folder: Path, *more: str) -> Path:
 
 
 def test_a_run_of_stretches(sliced: Path, tmp_path: Path) -> None:
-    folder = run(sliced, tmp_path / "run")
+    folder = run(sliced, tmp_path / "run", "report.quality=true")
     rows = list(csv.DictReader((folder / "augmented_k3.csv").read_text().splitlines()))
     assert [row["id"] for row in rows if row["source"] == "seed"] == ["u_0.000", "u_1.000"]
     chosen = {row["id"]: row["audio"] for row in rows if row["source"] == "neighbour"}
@@ -185,6 +185,11 @@ def test_a_run_of_stretches(sliced: Path, tmp_path: Path) -> None:
     ]
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["num_pool_eligible"], summary["num_leaks"]) == (5, 1)
+    assert {row["channels"] for row in rows} == {"1", "2"}
+    assert all(7500 < float(row["bandwidth_hz"]) <= 8000 for row in rows)  # white noise at 16 kHz
+    assert "quality of the sound by split" in (folder / "report.html").read_text()
+    why = command(tmp_path / "run", str(folder), rows[-1]["id"], module="balance.why")
+    assert why.returncode == 0, why.stderr
     links = [line for line in (folder / "report.html").read_text().split('"') if line.endswith("#t=0.000,2.000")]
     assert links
     assert not [line for line in links if "%23" in line]

@@ -28,7 +28,7 @@ def clips() -> list[Decoded]:
         rate = (8000, 16000)[number % 3 == 0]
         size = rate if number % 4 else rate // (2 + number)
         samples = (rng.standard_normal(size) * 0.1).astype(np.float32)
-        found.append(Decoded(samples, rate, size, 0.0, bytes(20), ""))
+        found.append(Decoded(samples, rate, size, 0.0, bytes(20), "", ()))
     return found
 
 

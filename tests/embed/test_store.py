@@ -1,5 +1,6 @@
 """The embedding store: readable with pyarrow alone, found by path, damaged parts not used."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from balance.embed.parts import plan_name
 from balance.embed.store import Store
 from balance.embed.store_files import PartRows, part_done, write_part
 from balance.errors import UserError
-from balance.records import DecodeFailure, Facts
+from balance.records import QUALITY, DecodeFailure, Facts
 
 
 def _rows(names: list[str], dim: int, seed: int) -> PartRows:
@@ -138,3 +139,16 @@ def test_a_part_without_rows_keeps_its_failures(tmp_path: Path) -> None:
     assert len(store) == 0
     assert store.failures["x"].reason == "too_short"
     assert store.rows(pa.array(["x"])).tolist() == [-1]
+
+
+def test_the_quality_of_the_sound_is_kept_and_unknown_in_earlier_parts(tmp_path: Path) -> None:
+    _write(tmp_path, ["old"])
+    rows = _rows(["a", "b"], 5, 1)
+    quality = np.random.default_rng(2).random((2, len(QUALITY))).astype(np.float32) / 3
+    facts = replace(rows.facts, quality=quality)
+    write_part(tmp_path, plan_name(["a", "b"]), replace(rows, facts=facts), [], {})
+    store = Store(tmp_path)
+    found = store.facts(store.rows(pa.array(["b", "old", "a"]))).quality
+    assert found is not None
+    np.testing.assert_array_equal(found[[2, 0]], [[np.float32(f"{x:.7g}") for x in row] for row in quality])
+    assert np.isnan(found[1]).all()
