@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from tqdm import tqdm
 
@@ -397,9 +398,9 @@ def _acoustic_copies(settings: Settings, embedded: Embedded) -> AcousticCopies |
     )
 
 
-def _sound(settings: Settings) -> Sound | None:
-    """What the page draws spectrograms from; None where there is no sound."""
-    if settings.dataset.format is Format.embeddings:
+def _sound(settings: Settings, seeds: Index) -> Sound | None:
+    """What the page draws spectrograms from; None where there is no sound: own vectors without an index have none."""
+    if not pc.any(pc.not_equal(seeds.paths, "")).as_py():
         return None
     return Sound(settings.media, settings.num_decoders, settings.queue_bytes, settings.clip_timeout_s)
 
@@ -447,7 +448,7 @@ def _write(
         media_root=settings.media_root,
         media_base=settings.report.media_base,
         parents=read_parents(ontology_file(dataset.ontology, settings.root)),
-        sound=_sound(settings),
+        sound=_sound(settings, seeds.index),
         num_embedded=settings.report.embed_audio,
         rng_seed=settings.seed,
     )

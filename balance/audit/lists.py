@@ -76,6 +76,7 @@ def _read(settings: AuditSettings, side: str, entry: str | dict[str, Any]) -> Li
         root=placed.root,
         media=placed.media_root,
         columns=placed.dataset.columns,
+        slices=placed.dataset.slices,
     )
     if not len(index):
         raise UserError(f"{index.file}: lists no clip")

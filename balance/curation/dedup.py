@@ -33,9 +33,12 @@ class FindCopies(Protocol):
 
 
 def need_sound(first: Split, second: Split, given: str, instead: str) -> None:
-    """UserError where a step that compares sound meets embeddings without media."""
+    """UserError where a step that compares sound meets the user's own vectors, whose clips are not decoded."""
     if first.facts is None or second.facts is None:
-        raise UserError(f"{given} compares sound, and dataset.format=embeddings has none: type {instead}")
+        raise UserError(
+            f"{given} compares sound, and dataset.format=embeddings has none: type {instead} (where an index beside "
+            "the vectors names the files, python -m balance.audit compares their sound)"
+        )
 
 
 def sound_codes(first: Split, second: Split, second_rows: Int64) -> Int64:

@@ -198,6 +198,19 @@ def test_own_vectors_have_no_sound(tmp_path, audit):
     assert [(p["training"]["id"], p["evaluation"]["id"]) for p in found["pairs"]] == [("y", "y")]
 
 
+def test_own_vectors_with_an_index_have_sound(tmp_path, audit):
+    for name, clip in (("a", "x"), ("b", "z")):
+        write(tmp_path / name / "aclip" / f"{clip}.p0.wav", sound(1, 5.0))
+        record = {"id": clip, "dir": name, "aclip": ["p0.wav"], "frame": [], "labels": [], "bos": "0.0", "eos": "5.0"}
+        (tmp_path / f"{name}.csv").write_text(json.dumps(record) + "\n")
+        np.save(tmp_path / f"{name}.npy", np.zeros((1, 4), np.float32))
+        (tmp_path / f"{name}.ids.txt").write_text(clip)
+    given = [f"dataset.root={tmp_path}", "dataset.format=embeddings", "audit.train=[a]", "audit.eval=[b]"]
+    status, found, _ = audit(*given)
+    assert status == 3
+    assert [(p["training"]["id"], p["evaluation"]["id"], p["rule"]) for p in found["pairs"]] == [("x", "z", "exact")]
+
+
 def test_a_damaged_part_is_heard_again(tmp_path, root, audit):
     assert audit(*of(root))[0] == 0
     part = min((tmp_path / "cache" / "sounds").glob("*/part-*.arrow"))

@@ -355,7 +355,7 @@ def test_a_run_without_labels_or_media(run, root):
     summary = summarise(nothing, 1, curated)
     text = render(Path("/run"), about(root), nothing, 1, curated, summary)
     assert "abel" not in re.sub(r"<style>.*?</style>|aria-label", "", text, flags=re.S).replace("no labels", "")
-    assert "given without media" in text
+    assert "The embeddings were given" in text
 
 
 def test_sweep(run, page, tmp_path):
