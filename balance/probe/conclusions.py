@@ -23,6 +23,7 @@ from balance.probe.findings import (
     HeldoutGain,
     Interval,
     LabelFindings,
+    ValueOfNeighbours,
     rounded,
 )
 from balance.probe.intervals import EQUIVALENCE, RESOLVE, Estimate, Verdict
@@ -30,6 +31,7 @@ from balance.probe.ranking_metrics import mean
 from balance.probe.results import FIGURES, Table
 from balance.probe.runner import Probe
 from balance.probe.sentences import FALSE_DISCOVERIES, MIN_POSITIVES
+from balance.probe.value import value_of_neighbours
 from balance.records import Bool, Float64
 
 LABELS_AT_ONCE = 32  # deviations of 20,000 videos x 32 labels x 6 arms: 31 MB
@@ -88,6 +90,7 @@ class _Finder:
             comparisons=tuple(self.comparisons),
             conclusions=self.conclusions,
             labels=tuple(self._labels()),
+            value_of_neighbours=self._value(),
             labels_not_in_evaluation=tuple(
                 data.names.get(label, label)
                 for label, judged in zip(data.label_ids, evaluated, strict=True)
@@ -100,6 +103,13 @@ class _Finder:
             sentences=tuple(sentences.sentences_of(found, self.no_k)),
             limits=sentences.LIMITS,
         )
+
+    def _value(self) -> ValueOfNeighbours | None:
+        """None too where a fit of the curve is not finished: then nothing is said of it."""
+        rules = (training_sets.SEEDS, training_sets.NEIGHBOURS)
+        if self._unfinished_words([group for group in self.groups if group.rule in rules]):
+            return None
+        return value_of_neighbours(self.table, self.data.label_ids, self.recommended)
 
     def _selection_groups(self) -> list[Group]:
         """The arms that the choice of K rests on."""

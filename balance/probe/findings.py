@@ -139,6 +139,45 @@ class LabelFindings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """From the first `from_k` neighbours per seed to the first `to_k`: pool clips that this adds, the gain in mAP of
+    the linear reading on the evaluation clips, and that gain per 1,000 added clips, with 95 % intervals."""
+
+    from_k: int
+    to_k: int
+    added_clips: int
+    gain: float | None
+    low: float | None
+    high: float | None
+    per_1000_clips: float | None
+    per_1000_clips_low: float | None
+    per_1000_clips_high: float | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelValue:
+    """One label: the K that held-out seeds support for it, and its gain in AP there, step by step, with intervals."""
+
+    id: str
+    k: int
+    gain: tuple[float | None, ...]
+    low: tuple[float | None, ...]
+    high: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValueOfNeighbours:
+    """ks: of the nested training sets, 0 (the seeds alone) first; steps: between them; k: the best single K on held-out
+    seeds; labels: all, in order of the vocabulary: a K other than `k` only where it is resolved to serve better."""
+
+    ks: tuple[int, ...]
+    steps: tuple[Step, ...]
+    k: int
+    labels: tuple[LabelValue, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Findings:
     """All of probe.json but the data set's name. headline: the arm that is compared with the whole pool."""
 
@@ -158,6 +197,7 @@ class Findings:
     conclusions: tuple[Conclusion, ...]
     labels: tuple[LabelFindings, ...]
     labels_not_in_evaluation: tuple[str, ...]
+    value_of_neighbours: ValueOfNeighbours | None
     warnings: tuple[str, ...] = ()
     sentences: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from balance.probe import logistic, training_sets
 from balance.probe.data import ProbeData
 from balance.probe.estimates import Group
-from balance.probe.findings import Comparison, Conclusion, Findings
+from balance.probe.findings import Comparison, Conclusion, Findings, Step
 from balance.probe.intervals import RESOLVE, Verdict
 from balance.probe.results import LINEAR, Table
 from balance.runtime.wording import listed
@@ -55,6 +55,9 @@ def sentences_of(found: Findings, no_k: str | None) -> list[str]:
     out.append(_on_k(found, no_k))
     out += [f"mAP, {one.arm} against {_AGAINST[one.against_rule]}: {one.words}." for one in found.conclusions]
     out += _on_resolution(found)
+    if (value := found.value_of_neighbours) is not None:
+        steps = [f"ranks {x.from_k + 1} to {x.to_k} {_of_step(x)}" for x in value.steps]
+        out.append(f"One more neighbour, mAP per 1,000 added clips: {'; '.join(steps)}.")
     if tested := [label for label in found.labels if label.p is not None]:
         up = sum(label.resolved and (label.gain or 0.0) > 0 for label in tested)
         down = sum(label.resolved and (label.gain or 0.0) < 0 for label in tested)
@@ -63,6 +66,12 @@ def sentences_of(found: Findings, no_k: str | None) -> list[str]:
             f"false discovery rate of {FALSE_DISCOVERIES:.0%}; the others are not resolved."
         )
     return out
+
+
+def _of_step(step: Step) -> str:
+    if step.per_1000_clips is None or step.verdict not in (Verdict.gain, Verdict.loss):
+        return str(step.verdict)
+    return f"{step.per_1000_clips:+.4f} [{step.per_1000_clips_low:+.4f}, {step.per_1000_clips_high:+.4f}]"
 
 
 def _on_k(found: Findings, no_k: str | None) -> str:
