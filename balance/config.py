@@ -284,10 +284,16 @@ def run_command(name: str, job: Callable[[Any, Job], None]) -> None:
         print(help.text(name, SCHEMAS[name], CONF, every_key=sys.argv[-1] == "all"))
         return
     register()
+    sys.argv[1:] = [_as_hydra(typed) for typed in sys.argv[1:]]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises what is wrong with the configuration: said here
 
     with _said(name, sys.argv[1:], _COMPOSING):
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(_Task(name, job))()
+
+
+def _as_hydra(override: str) -> str:
+    """`probe.encoder=NAME` as Hydra writes a group at another place; any other override as it is."""
+    return f"encoder@{override}" if override.startswith("probe.encoder=") else override
 
 
 def link_latest(where: Job) -> None:
@@ -315,7 +321,9 @@ def compose(name: str, overrides: Sequence[str]) -> tuple[Any, Job]:
         _said(name, overrides, _COMPOSING),
         hydra.initialize_config_dir(config_dir=str(CONF), job_name=name, version_base="1.3"),
     ):
-        config = hydra.compose(config_name=name, overrides=list(overrides), return_hydra_config=True)
+        config = hydra.compose(
+            config_name=name, overrides=[_as_hydra(typed) for typed in overrides], return_hydra_config=True
+        )
         composed, folder = config.hydra, Path(config.hydra.run.dir)
     with open_dict(config):
         del config["hydra"]

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import torch
 from tqdm import tqdm
 
-from balance import preflight
+from balance import consensus, preflight
 from balance.config import Settings, as_omegaconf, as_plain
 from balance.curation import curate, decontaminate
 from balance.curation.acoustic import AcousticCopies
@@ -38,6 +38,7 @@ from balance.data.slices import same_sound
 from balance.demo.making import ensure_demo
 from balance.embed.stage import embed_media
 from balance.encoders.chosen import read_encoder
+from balance.encoders.config import EncoderConfig
 from balance.encoders.device import own_device, resolve_device
 from balance.engine import config as engine_config
 from balance.engine.seam import Engine
@@ -131,6 +132,7 @@ def run(settings: Settings, folder: Path, kept: Kept | None = None) -> None:
 def prepare(settings: Settings, kept: Kept) -> Prepared:
     """Every stage up to the neighbours, or what is left of it. Raises UserError, OSError."""
     started = time.monotonic()
+    stores = consensus.find_stores(settings.search.also, settings.cache)
     embedded = kept.get(settings)
     if embedded is None:
         embedded = _embed(settings, kept)
@@ -148,6 +150,18 @@ def prepare(settings: Settings, kept: Kept) -> Prepared:
     eligible_positions = _eligible_positions(settings.k, embedded, out)
     eligible = embedded.pool.embedded[eligible_positions]
     neighbours = _search(settings, embedded, eligible_positions, kept.engine(settings))
+    agreement = None
+    if stores:
+        neighbours, agreement = consensus.agree(
+            stores,
+            neighbours.top(settings.k),
+            embedded.seeds,
+            embedded.pool,
+            eligible_positions,
+            settings.search,
+            cache=settings.cache,
+            device=own_device(embedded.device),
+        )
     times_s["search_s"] = time.monotonic() - started
     return Prepared(
         embedded=embedded,
@@ -155,6 +169,7 @@ def prepare(settings: Settings, kept: Kept) -> Prepared:
         warnings=warnings,
         eligible=eligible,
         neighbours=neighbours,
+        consensus=agreement,
         times_s=times_s,
     )
 
@@ -188,6 +203,14 @@ def _embed(settings: Settings, kept: Kept) -> Embedded:
     if settings.dataset.format is Format.embeddings:
         return _own_vectors(settings, device)
     return _embed_media(settings, device, kept.uses, engine)
+
+
+def embed_with(settings: Settings, encoder: EncoderConfig, kept: Kept) -> Path:
+    """Embed the same clips with another encoder; the folder of its store. Raises UserError, OSError."""
+    if settings.dataset.format is Format.embeddings:
+        raise UserError("dataset.format=embeddings has no sound for a second encoder: leave out probe.encoder")
+    embedded = _embed(dataclasses.replace(settings, k=1, encoder=encoder), kept)
+    return settings.cache / "embeddings" / f"{settings.dataset.name}-{embedded.fingerprint}"
 
 
 def _check(settings: Settings, indexes: dict[str, Index], ids_as: Ids) -> None:

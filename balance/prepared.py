@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from balance.consensus import Agreement
 from balance.curation.removed import Removals
 from balance.data.config import Ids
 from balance.embed.checks import PrecisionReport
@@ -53,7 +54,9 @@ class Embedded:
 class Prepared:
     """A run up to the neighbours.
 
-    decontaminated: pool clips kept out as copies of evaluation clips; warnings: sentences for console and page;
+    consensus: how far other encoders agree, where `search.also` names their stores; the neighbours are then at K alone,
+    in the order of `search.consensus`. decontaminated: pool clips kept out as copies of evaluation clips; warnings:
+    sentences for console and page;
     eligible: (e,) int64 pool rows that may be neighbours, ascending; neighbours: at max(k, search.k_cache), at most the
     eligible pool; times_s: seconds of each stage of this job (a sweep's later job embeds nothing).
     """
@@ -63,6 +66,7 @@ class Prepared:
     warnings: tuple[str, ...] = ()
     eligible: Int64
     neighbours: Neighbours
+    consensus: Agreement | None = None
     times_s: Mapping[str, float]
 
     @property

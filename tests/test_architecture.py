@@ -20,6 +20,7 @@ LEVELS = (
     ("pipeline",),
     ("results", "report"),
     ("prepared",),
+    ("consensus",),
     ("preflight", "config", "config_errors", "help"),
     ("curation", "demo", "training"),
     ("embed", "stats"),

@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any
 
 from balance.encoders.precision import Precision
-from balance.runtime.keys import key, key_from
+from balance.runtime.keys import key
 
 
 class Kind(Enum):
@@ -46,7 +46,7 @@ class EncoderConfig:
     kind: Kind = key(Kind.vipant, "which of them; encoder=NAME sets it")
     checkpoint: str | None = key(None, "the .pth file (required with encoder=vipant)", common=True)
     target: str | None = key(None, "package.module:factory (required with encoder=plugin)", common=True)
-    args: dict[str, Any] = key_from(dict, "what the factory of encoder.target is called with (encoder=plugin)")
+    args: Any = key(None, "what the factory is called with: encoder.args={name: value} (encoder=plugin)")
     model: str | None = key(None, "a folder or hub name (required with encoder=transformers)", common=True)
     pooling: Pooling = key(Pooling.auto, "auto (by the type of model), mean, cls or pooler (encoder=transformers)")
     layer: int = key(-1, "whose hidden states are pooled; -1: the model's last output (encoder=transformers)")
@@ -65,6 +65,9 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"encoder.batch_size is {self.batch_size}, it must be at least 1")
+        # Not {} as default: Hydra would let an override set no key that is not in it.
+        if self.args is not None and not (isinstance(self.args, dict) and all(isinstance(x, str) for x in self.args)):
+            raise ValueError(f"encoder.args is {self.args!r}, it must be {{name: value}}, as encoder.args={{size: 3}}")
         name, _, number = self.device.partition(":")
         if self.device not in ("auto", "cpu") and not (name == "cuda" and (self.device == "cuda" or number.isdigit())):
             raise ValueError(f"encoder.device is {self.device!r}, allowed are auto, cpu, cuda, cuda:0, cuda:1 …")

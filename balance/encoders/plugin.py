@@ -100,7 +100,7 @@ def read_plugin(config: EncoderConfig) -> WaveformEncoder:
         raise UserError(
             "encoder=plugin needs encoder.target=package.module:factory, as encoder.target=my_encoders:beats"
         )
-    source = Plugin(target=config.target, args=dict(config.args))
+    source = Plugin(target=config.target, args=dict(config.args or {}))
     made = source.make()
     facts = _facts(source.name, made)
     return WaveformEncoder(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from balance.encoders.config import EncoderConfig
 from balance.runtime.keys import key, key_from
 
 
@@ -71,6 +72,9 @@ class ProbeConfig:
     source: str | None = key(
         None, "a regular expression whose group is a clip's source; null: YouTube ids and {id}_{bos}"
     )
+    encoder: EncoderConfig | None = key(
+        None, "a second encoder to judge in: probe.encoder=NAME probe.encoder.KEY=…", common=True
+    )
     penalties: list[float] = key_from(_grid, "the grid of λ (mean BCE + λ‖W‖²/2); it widens where its end is best")
     steps: int = key(600, "passes over its rows that a fit may take for one λ; it ends when its scores settle")
     folds: int = key(5, "folds over the held-out seeds")
@@ -91,6 +95,8 @@ class ProbeConfig:
             raise ValueError(f"probe.memory_bytes={self.memory_bytes}: at least 0")
         if Reading.logistic not in self.readings:
             raise ValueError("probe.readings: without logistic nothing chooses λ and K: probe.readings=[logistic,knn]")
+        if self.encoder is not None and self.embeddings is not None:
+            raise ValueError("probe.encoder and probe.embeddings both name a space to judge in: type one of them")
         self.k = sorted(self.k)
         self.rivals = list(dict.fromkeys(self.rivals))
         self.readings = [reading for reading in Reading if reading in self.readings]

@@ -22,6 +22,7 @@ from balance.curation.config import Leaks
 from balance.data.config import Format
 from balance.data.ontology import ontology_file, read_parents
 from balance.demo.checkpoint import NOTICE
+from balance.encoders.chosen import read_encoder
 from balance.encoders.device import own_device
 from balance.errors import UserError
 from balance.prepared import Prepared
@@ -48,11 +49,15 @@ def _run(settings: ProbeSettings, folder: Path, kept: pipeline.Kept) -> Findings
         for given in folders:
             if given is not None and not Path(given).expanduser().is_dir():
                 raise UserError(f"probe.{key}={given}: no such folder")
+    second = settings.probe.encoder
+    if second is not None:
+        read_encoder(second)  # what is wrong with it is said before hours of embedding with the first
     prepared = _prepare(settings, kept)
+    space = settings.probe.embeddings if second is None else str(pipeline.embed_with(settings, second, kept))
     data = of_prepared(
         prepared,
         settings.dataset,
-        settings.probe.embeddings,
+        space,
         parents=read_parents(ontology_file(settings.dataset.ontology, settings.root)),
         source=settings.probe.source,
     )

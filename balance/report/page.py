@@ -27,6 +27,7 @@ from balance.stats import run_stats
 from balance.stats.run_stats import RunStats, SampleRates
 
 PAIRS_SHOWN = 25
+DISPUTED_SHOWN = 20  # labels, and seeds
 RATES_DIFFER = 0.1  # share of the clips that would have to change their rate, from which the page warns
 
 
@@ -121,6 +122,7 @@ def render(folder: Path, about: About, prepared: Prepared, k: int, curated: Cura
             warnings=_warnings(about, summary, stats.rates, [*prepared.warnings, *curated.warnings]),
             notes=curated.notes,
             figures=_figures(stats, num_seeds, len(prepared.eligible), k),
+            disputed=_disputed(summary, prepared.embedded.ontology),
             reasons=REASONS,
             rules=_rules(prepared.embedded.splits, Removals.join(prepared.decontaminated, curated.removals), links),
             listening=clips,
@@ -144,6 +146,17 @@ def _figures(stats: RunStats, num_seeds: int, num_eligible: int, k: int) -> dict
     if stats.balance is not None:
         drawn["labels"] = figures.labels(stats.balance.rows)
     return drawn
+
+
+def _disputed(summary: Summary, names: Mapping[str, str]) -> dict[str, list[tuple[str, float]]]:
+    """The labels (by name) and seeds on which the encoders agree least; nothing where there is one encoder."""
+    if summary.consensus is None:
+        return {}
+    least = {
+        kind: sorted(values.items(), key=lambda item: (item[1], item[0]))[:DISPUTED_SHOWN]
+        for kind, values in (("labels", summary.consensus.by_label), ("seeds", summary.consensus.by_seed))
+    }
+    return least | {"labels": [(names.get(label, label), value) for label, value in least["labels"]]}
 
 
 def _train_on(prepared: Prepared, k: int) -> str:

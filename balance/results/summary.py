@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from balance.consensus import Agreement
 from balance.curation.curate import Curated, CurationFigures
 from balance.prepared import Embedded, Prepared
 from balance.records import SPLITS, Labels, Neighbours, common_names
@@ -61,6 +62,7 @@ class Summary:
     sample_rates: Mapping[str, Mapping[str, int]]
     fingerprint: str
     curation: CurationFigures
+    consensus: Agreement | None = None
 
     @property
     def nearly_all(self) -> bool:
@@ -76,8 +78,10 @@ class Summary:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """JSON values; of `curation` the steps that were on."""
+        """JSON values; of `curation` the steps that were on; `consensus` where there are several encoders."""
         plain = asdict(self)
+        if self.consensus is None:
+            del plain["consensus"]
         return plain | {"curation": {step: found for step, found in plain["curation"].items() if found is not None}}
 
 
@@ -115,6 +119,7 @@ def summarise(prepared: Prepared, k: int, curated: Curated) -> Summary:
         sample_rates=_sample_rates(prepared.embedded),
         fingerprint=prepared.embedded.fingerprint,
         curation=curated.figures,
+        consensus=prepared.consensus,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from balance.runtime.keys import key
+from balance.runtime.keys import key, key_from
 
 
 class Backend(enum.Enum):
@@ -22,6 +22,10 @@ class SearchConfig:
 
     backend: Backend = key(Backend.auto, "faiss or torch; the result is the same bytes", common=True)
     k_cache: int = key(512, "neighbours per seed that are always kept, so that a smaller k is a slice", common=True)
+
+    also: list[str] = key_from(
+        list, "stores of other encoders (paths or names): neighbours that several encoders have come first"
+    )
 
     def __post_init__(self) -> None:
         if self.k_cache < 1:

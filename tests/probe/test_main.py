@@ -26,6 +26,7 @@ from balance.probe.job import run as probe_run
 from balance.probe.page import render
 from tests import browser, worlds
 from tests.command import command, run
+from tests.paths import REPOSITORY
 from tests.worlds import World
 
 SMALL = {
@@ -300,3 +301,23 @@ def test_the_page_in_chromium(chromium: browser.Browser, folder: Path, width: in
     # the figures follow the page's colours: axis text is light on dark, dark on light
     ink = "getComputedStyle(document.querySelector('svg text')).fill.match(/\\d+/g).reduce((a, b) => a + +b, 0)"
     assert (chromium.evaluate(ink) > 384) == dark
+
+
+def test_a_second_encoder_is_a_key(world: World, folder: Path, tmp_path: Path) -> None:
+    """`probe.encoder` embeds what is missing and judges there; the same as naming its store by hand."""
+    typed = [f"probe.{key}={value}".replace(" ", "") for key, value in SMALL.items()]
+    second = ["probe.encoder=plugin", "probe.encoder.target=tests.encoders.plugins:Spectrum"]
+    given = [*world.overrides(), *typed, f"cache_dir={folder / 'outputs' / 'cache'}"]
+    done = command(tmp_path, *given, *second, module="balance.probe", PYTHONPATH=str(REPOSITORY))
+    assert done.returncode == 0, done.stderr
+    assert "same space" not in done.stderr
+    first = results(latest(tmp_path))
+    (store,) = {p.parent for p in (folder / "outputs" / "cache" / "embeddings").glob("*/meta.json")
+                if "plugin" in p.read_text()}  # fmt: skip
+    assert results(probe(folder, world, tmp_path / "by-hand", embeddings=str(store))) == first
+    for wrong, words in (
+        (["probe.encoder=plugin"], "encoder=plugin needs encoder.target"),
+        ([*second, f"probe.embeddings={store}"], "type one of them"),
+    ):
+        done = command(tmp_path, *given, *wrong, module="balance.probe")
+        assert (done.returncode, words in done.stderr) == (1, True), done.stderr
