@@ -39,7 +39,7 @@ from balance.audit.config import AuditConfig
 from balance.curation.config import AugmentConfig
 from balance.data.config import DatasetConfig, IndexConfig, MediaSource
 from balance.embed.config import EmbedConfig
-from balance.encoders.config import EncoderConfig
+from balance.encoders.config import EncoderConfig, Kind
 from balance.engine.config import ExecutorConfig
 from balance.errors import UserError
 from balance.probe.config import ProbeConfig
@@ -112,6 +112,11 @@ class Settings(EmbedConfig):
     def is_demo(self) -> bool:
         """Whether this is the generated data set, which always lives in `{cache_dir}/demo`."""
         return self.dataset.root is not None and Path(self.dataset.root) == self.cache / "demo"
+
+    @property
+    def hears_at_random(self) -> bool:
+        """Whether the demo's own encoder hears, whose weights are random: said beside every figure."""
+        return self.is_demo and self.encoder.kind is Kind.vipant
 
 
 @dataclass(kw_only=True, slots=True)

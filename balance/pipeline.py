@@ -467,7 +467,7 @@ def _write(
     written.append(write_summary(folder, summary))
     about = page.About(
         dataset=dataset.name,
-        is_demo=settings.is_demo,
+        is_demo=settings.hears_at_random,
         media_root=settings.media_root,
         media_base=settings.report.media_base,
         parents=read_parents(ontology_file(dataset.ontology, settings.root)),
@@ -492,4 +492,4 @@ def _write(
             paths=[split.index.paths for split in prepared.embedded.splits.values()],
         )
     train_with = training[0].name if training else f"ids_k{k}.csv"
-    console.tell(folder, prepared, summary, curated, train_with=train_with, is_demo=settings.is_demo)
+    console.tell(folder, prepared, summary, curated, train_with=train_with, is_demo=settings.hears_at_random)

@@ -85,7 +85,7 @@ def _run(settings: ProbeSettings, folder: Path, kept: pipeline.Kept) -> Findings
     write(folder, settings.dataset.name, found)
     for sentence in [*found.sentences, *found.limits, found.guard, *(f"warning: {w}" for w in found.warnings)]:
         log.info("%s", sentence)
-    if settings.is_demo:
+    if settings.hears_at_random:
         log.info("%s", NOTICE)
     log.info("files: %s", os.path.relpath(folder))
     log.info("  look at probe.html; the table is probe.csv, everything is in probe.json")
