@@ -399,10 +399,9 @@ def _neighbours_key(embedded: Embedded, eligible: Int64) -> str:
 
 def _decontaminate(settings: Settings, embedded: Embedded) -> Decontaminated:
     level, acoustic = settings.augment.leaks, _acoustic_copies(settings, embedded)
-    return (
-        decontaminate.decontaminate(level, embedded.pool, embedded.eval, embedded.ids_as, acoustic),
-        decontaminate.warn_of_copied_seeds(level, embedded.seeds, embedded.eval, acoustic),
-    )
+    out = decontaminate.decontaminate(level, embedded.pool, embedded.eval, embedded.ids_as, acoustic)
+    warnings = decontaminate.warn_of_copied_seeds(level, embedded.seeds, embedded.eval, acoustic)
+    return out, (*warnings, *(acoustic.warnings if acoustic is not None else ()))
 
 
 def _acoustic_copies(settings: Settings, embedded: Embedded) -> AcousticCopies | None:

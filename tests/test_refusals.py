@@ -174,6 +174,20 @@ def test_a_suffix_that_libsndfile_cannot_read_is_named(world: World) -> None:
     assert "ffmpeg -i" in message
 
 
+def test_media_that_cannot_be_read_any_more_are_not_called_other_files(world: World) -> None:
+    finish_folder = world.root.parent / "first"
+    finish_folder.mkdir()
+    pipeline.run(settings(world), finish_folder)
+    file = world.media(world.records("pool")[0])
+    before = file.stat()
+    file.write_bytes(b"<html>".ljust(before.st_size))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    said = refused(world)
+    assert "could be decoded when they were embedded, and cannot be now" in said
+    assert f"{file.name}: an HTML page, not audio" in said
+    assert "refresh" not in said
+
+
 def test_media_replaced_under_the_same_size_and_time_are_noticed(world: World) -> None:
     finish_folder = world.root.parent / "first"
     finish_folder.mkdir()

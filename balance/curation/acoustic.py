@@ -72,6 +72,7 @@ class AcousticCopies:
         self._clip_timeout_s = clip_timeout_s
         self._search = search
         self._device = device
+        self.warnings: list[str] = []  # of what was not compared, for console and page
 
     def between(self, queries: Split, base: Split, base_rows: Int64) -> tuple[Int64, Int64, Float64]:
         """Copies of `queries` among some clips of `base`: (row of queries.index, row of base.index, correlation)."""
@@ -135,7 +136,9 @@ class AcousticCopies:
                 unheard += log_mels.keys() - heard.keys()
                 listener.remember({node: log_mel for node, log_mel in heard.items() if node < sought})
                 found += itertools.chain.from_iterable(cores.map(copies_of, heard))
-        _say_unheard(parts, np.array(sorted(unheard), dtype=np.int64))
+        if unheard:
+            self.warnings.append(_unheard_words(parts, np.array(sorted(unheard), dtype=np.int64)))
+            log.warning("%s", self.warnings[-1])
         return (
             np.array([match.other for match in found], np.int64),
             np.array([match.node for match in found], np.int64),
@@ -182,20 +185,17 @@ def _batches(clips: Iterator[tuple[Float32, int]]) -> Iterator[dict[int, tuple[F
         yield batch
 
 
-def _say_unheard(parts: list[tuple[Index, Int64]], nodes: Int64) -> None:
-    """A warning that counts the clips without features: they are nobody's copy, and nobody is theirs."""
-    if not len(nodes):
-        return
+def _unheard_words(parts: list[tuple[Index, Int64]], nodes: Int64) -> str:
+    """Counts the clips without features: they are nobody's copy, and nobody is theirs."""
     starts = np.cumsum([0, *(len(rows) for _, rows in parts)])
     names: list[str] = []
     for (index, rows), start, stop in zip(parts, starts[:-1], starts[1:], strict=True):
         some = rows[nodes[(nodes >= start) & (nodes < stop)] - start]
         names += index.ids.take(pa.array(some)).to_pylist()
-    log.warning(
-        "acoustic copies: %s clips are silent, shorter than %.1f s or cannot be decoded: they were not compared (%s)",
-        f"{len(names):,}",
-        SHORTEST_S,
-        listed(names, 3),
+    num_clips = sum(len(rows) for _, rows in parts)
+    return (
+        f"acoustic copies: {len(names):,} of {num_clips:,} clips are silent, shorter than {SHORTEST_S:.1f} s or cannot "
+        f"be decoded: they were not compared ({listed(names, 3)})"
     )
 
 

@@ -56,10 +56,11 @@ def read_folder(root: AnyPath, media: AnyPath, value: str, *, with_labels: bool)
 def _walk(folder: str, prefix: str, above: tuple[str, ...], others: Counter[str]) -> Iterator[str]:
     """Paths of the audio files, relative to where the walk began; others: counts the suffixes of other files.
 
-    above: the real folders that the walk is inside of; a link to one of them would not end.
+    above: the real folders that the walk is inside of. A link to one of them, or to a folder around it, would not end,
+    and would bring in the other splits.
     """
     here = os.path.realpath(folder)
-    if here in above:
+    if any(f"{inside}/".startswith(f"{here.rstrip('/')}/") for inside in above):
         log.warning("%s: leads to a folder that it is in; not followed", folder)
         return
     with os.scandir(folder) as found:

@@ -79,7 +79,8 @@ def compare_in_doubt(store: Store, inventory: Inventory, task: worker.EmbedTask)
 
 
 def check_reused(store: Store, inventories: Sequence[Inventory], task: worker.EmbedTask, *, seed: int) -> None:
-    """Decode a seeded sample of stored clips again; UserError if any has other samples than when it was embedded.
+    """Decode a seeded sample of stored clips again; UserError if any has other samples than when it was embedded, or
+    cannot be decoded now.
 
     Only clips whose files are there are looked at: a cache without media stays usable.
     """
@@ -92,23 +93,30 @@ def check_reused(store: Store, inventories: Sequence[Inventory], task: worker.Em
     )
     chosen = np.sort(np.random.default_rng(seed).permutation(len(reused))[:_REUSED_CLIPS])
     changed: list[str] = []
+    unread: list[str] = []
     for number, one in enumerate(inventories):
         rows = reused[chosen][reused[chosen, 0] == number, 1]
         known = store.facts(one.rows[rows]).pcm_sha1
         for row, sha1, samples in zip(rows, known, _decode_again(task, one, rows, 8), strict=True):
-            if samples != sha1.tobytes():
-                changed.append(one.index.paths[int(row)].as_py())
+            path = one.index.paths[int(row)].as_py()
+            if isinstance(samples, str):
+                unread.append(f"{path}: {samples}")
+            elif samples != sha1.tobytes():
+                changed.append(path)
     if changed:
         raise UserError(
             f"{len(changed)} of {len(chosen)} media files looked at again are not what was embedded (as {changed[0]})."
             f"\nThe store {store.directory.name} is of other files: type refresh=true to embed anew"
         )
+    if unread:
+        raise UserError(
+            f"{len(unread)} of {len(chosen)} media files looked at again could be decoded when they were embedded, and "
+            f"cannot be now ({unread[0]}).\nLook at these files; where it is the time limit, type clip_timeout_s=600"
+        )
 
 
-def _decode_again(
-    task: worker.EmbedTask, inventory: Inventory, rows: Int64, num_workers: int
-) -> Iterator[bytes | None]:
-    """The pcm_sha1 of the clip of each of these rows as its file is now, None where it cannot be decoded."""
+def _decode_again(task: worker.EmbedTask, inventory: Inventory, rows: Int64, num_workers: int) -> Iterator[bytes | str]:
+    """The pcm_sha1 of the clip of each of these rows as its file is now; why, in words, where it cannot be decoded."""
     if not len(rows):
         return
     some = inventory.index.take(rows)
@@ -123,7 +131,7 @@ def _decode_again(
         settings, jobs, num_workers=min(task.num_workers, num_workers), clip_timeout_s=task.clip_timeout_s
     ) as decoders:
         for _, _, result in decoders.results():
-            yield result.pcm_sha1 if isinstance(result, Decoded) else None
+            yield result.pcm_sha1 if isinstance(result, Decoded) else result.detail
 
 
 def measure_conformance(task: worker.EmbedTask) -> dict[str, Any] | None:

@@ -70,7 +70,7 @@ def test_short_copies_are_found_and_what_cannot_be_compared_is_counted(finder, m
     eval, base = split(["s1.wav"], vectors[:1]), split(["s2.wav", "s3.wav", "tiny.wav", "silent.wav"], vectors[1:])
     query, found, _ = finder.between(eval, base, np.arange(4))
     assert (query.tolist(), found.tolist()) == ([0], [0])
-    assert "2 clips are silent, shorter than 0.3 s or cannot be decoded" in caplog.text
+    assert "2 of 5 clips are silent, shorter than 0.3 s or cannot be decoded" in caplog.text
     assert "tiny.wav, silent.wav" in caplog.text
 
 
