@@ -26,6 +26,7 @@ from balance.data.vipant_index import index_weights
 from balance.errors import UserError
 from balance.records import Index
 from balance.runtime.files import atomic_text, write_json
+from balance.runtime.remote import is_url, redacted
 
 JOINT = "train_segments"
 
@@ -71,6 +72,12 @@ def _folders(config: IndexConfig) -> tuple[Path, Path]:
     for key, example in INDEX_EXAMPLES.items():
         if not getattr(config, key) and (key, config.layout) != ("segments", Layout.folders):
             raise UserError(f"index.{key} is not given: type index.{key}={example}")
+    for key in ("media", "out"):
+        if is_url(str(getattr(config, key))):
+            raise UserError(
+                f"index.{key}={redacted(str(getattr(config, key)))}: folders on disk are walked and written. Media "
+                "behind a URL need no index: name the list itself in dataset.balanced= with dataset.format=segments"
+            )
     media, out = Path(str(config.media)).expanduser(), Path(str(config.out)).expanduser()
     if not media.is_dir():
         raise UserError(f"index.media={media}: no such folder")

@@ -56,6 +56,10 @@ def test_mistakes_are_one_or_two_lines(folder):
         (("index.media=media", "index.out=made"), "index.segments is not given: type index.segments="),
         (("index.segments=[a/x.csv,b/x.csv]",), "two lists named x"),
         (("index.segments=5",), "index.segments=5 was given; a list file is needed"),
+        (
+            ("index.segments=eval_segments.csv", "index.media=s3://b/x", "index.out=made"),
+            "index.media=s3://b/x: folders on disk are walked",
+        ),
         (("index.segments=eval_segments.csv", "index.media=media", "index.out=eval_segments.csv"), "is a file, or"),
         (("index.segments=eval_segments.csv", "index.media=absent", "index.out=made"), "index.media=absent: no such"),
     ]:
