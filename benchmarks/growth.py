@@ -4,7 +4,8 @@
 input is a process of its own: `vectors` (`dataset.format=embeddings`) and `store` (VIP-ANT lists whose clips are all in
 a store of generated parts; their media are gone, so nothing is decoded). It runs the real pipeline, at K = 512 and then
 at K = 100 as a sweep does; of the search only its products are invented. Stages are timed by wrapping the functions
-that the pipeline calls; what none of them covers is `rest`. The peak is the process's own, anew for each stage.
+that the pipeline calls; what none of them covers is `rest`. Seconds are of the clock, and of the processors, which say
+more where others work on the machine. The peak is the process's own, anew for each stage.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ TIMED: dict[str, tuple[tuple[Any, str], ...]] = {
     "inventory": ((stage, "take_inventory"),),
     "eligible": ((pipeline, "_eligible_positions"), (decontaminate, "decontaminate")),
     "key": ((pipeline, "_neighbours_key"),),
-    "neighbours": ((pipeline, "cached_search"),),
+    "neighbours": ((pipeline, "kept_or_found"),),
     "curation": ((curate, "curate"),),
     "files": (
         *((tables, name) for name in ("write_neighbours", "write_augmented", "write_failures", "write_warnings")),
@@ -71,14 +72,16 @@ class Stages:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+        self.cpu_s: dict[str, float] = defaultdict(float)
         self.peak_gib: dict[str, float] = defaultdict(float)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         Path("/proc/self/clear_refs").write_text("5")
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         yield
         self.seconds[name] += time.perf_counter() - started
+        self.cpu_s[name] += time.process_time() - cpu_started
         self.peak_gib[name] = max(self.peak_gib[name], _peak_gib())
 
     def wrap(self, owner: Any, name: str, stage: str) -> None:
@@ -93,6 +96,7 @@ class Stages:
     def result(self) -> dict[str, Any]:
         return {
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
+            "cpu_s": {name: round(value, 2) for name, value in self.cpu_s.items()},
             "peak_gib": {name: round(value, 2) for name, value in self.peak_gib.items()},
         }
 
@@ -103,14 +107,14 @@ def _peak_gib() -> float:
     return int(found[1]) / (1 << 20)
 
 
-def write_lists(root: Path, num_pool: int) -> None:
+def write_lists(root: Path, num_pool: int, num_seeds: int) -> None:
     """Three VIP-ANT lists: ids of eleven characters, one to three labels of 527, the frequent ones first by Zipf."""
     rng = np.random.default_rng(0)
     chance = 1 / np.arange(1, NUM_LABELS + 1)
     for split, letter, num in (
-        ("balanced_train", "s", NUM_SEEDS),
+        ("balanced_train", "s", num_seeds),
         ("unbalanced_train", "p", num_pool),
-        ("eval", "e", 20_000),
+        ("eval", "e", num_seeds),
     ):
         with (root / f"src_{split}_segments.csv").open("w") as file:
             for first in range(0, num, CHUNK):
@@ -123,10 +127,10 @@ def write_lists(root: Path, num_pool: int) -> None:
                     )
 
 
-def write_vectors(root: Path, num_pool: int) -> None:
+def write_vectors(root: Path, num_pool: int, num_seeds: int) -> None:
     """The same clips as vectors with ids; the lists beside them give the labels."""
     rng = np.random.default_rng(0)
-    for split, letter, num in (("balanced_train", "s", NUM_SEEDS), ("unbalanced_train", "p", num_pool)):
+    for split, letter, num in (("balanced_train", "s", num_seeds), ("unbalanced_train", "p", num_pool)):
         name = f"{split}_segments"
         with (root / f"{name}.npy").open("wb") as file, (root / f"{name}.ids.txt").open("w") as ids:
             header = {"descr": "<f4", "fortran_order": False, "shape": (num, DIM)}
@@ -176,11 +180,11 @@ def invented(seeds: Any, pool: Any, k: int, config: Any, **_: Any) -> top_k.Resu
     return positions.astype(np.int32), np.tile(np.linspace(0.99, 0.5, k, dtype=np.float32), (len(seeds), 1))
 
 
-def one(kind: str, num_pool: int, folder: Path) -> dict[str, Any]:
+def one(kind: str, num_pool: int, num_seeds: int, folder: Path) -> dict[str, Any]:
     """Make the input, then measure; returns seconds and peaks by stage."""
     root = folder / "data"
     root.mkdir()
-    write_lists(root, num_pool)
+    write_lists(root, num_pool, num_seeds)
     checkpoint = folder / "tiny.pth"
     write_random_checkpoint(
         checkpoint,
@@ -200,7 +204,7 @@ def one(kind: str, num_pool: int, folder: Path) -> dict[str, Any]:
     )
     if kind == "vectors":
         settings.dataset.format = Format.embeddings
-        write_vectors(root, num_pool)
+        write_vectors(root, num_pool, num_seeds)
     else:
         write_store(settings)
     stages = Stages()
@@ -209,7 +213,7 @@ def one(kind: str, num_pool: int, folder: Path) -> dict[str, Any]:
     for name, functions in TIMED.items():
         for owner, function in functions:
             stages.wrap(owner, function, name)
-    top_k.search = invented
+    pipeline.search = invented  # the name by which the pipeline calls it
     whole: dict[str, float] = {}
     with pipeline.Kept() as kept:
         for k in KS:
@@ -249,18 +253,19 @@ def growth(sizes: tuple[int, ...], report: Callable[[str], None] = print) -> lis
             command = [sys.executable, __file__, kind, str(num_pool)]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             result = json.loads(done.stdout.splitlines()[-1])
-            seconds, peaks = result["seconds"], result["peak_gib"]
-            shown = ", ".join(f"{name} {seconds[name]:.1f} s {peaks[name]:.1f} GiB" for name in seconds)
+            seconds, cpu_s, peaks = result["seconds"], result["cpu_s"], result["peak_gib"]
+            shown = ", ".join(f"{x} {seconds[x]:.1f} s ({cpu_s[x]:.1f}) {peaks[x]:.1f} GiB" for x in seconds)
             report(f"{kind} {num_pool:>10,}: {result['total_s']} s, rest {result['rest_s']} s; {shown}")
             results.append(result)
     return results
 
 
 def main() -> None:
-    """One size and kind: `python benchmarks/growth.py store 500000`."""
+    """One size and kind: `python benchmarks/growth.py store 500000 [SEEDS]`."""
+    num_pool, num_seeds = int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else NUM_SEEDS
     folder = Path(tempfile.mkdtemp(prefix="growth-"))
     try:
-        print(json.dumps(one(sys.argv[1], int(sys.argv[2]), folder)))
+        print(json.dumps(one(sys.argv[1], num_pool, num_seeds, folder)))
     finally:
         shutil.rmtree(folder)
 
