@@ -169,7 +169,7 @@ def measure_conformance(task: worker.EmbedTask) -> dict[str, Any] | None:
 def _some_windows(task: worker.EmbedTask) -> list[Float32]:
     """The first window of up to 8 clips, from the whole plan; some of those asked for may be undecodable."""
     last = len(task.plan.names) - 1
-    jobs = [job for part in sorted({0, last // 2, last}) for job in task.plan.part(part).jobs]
+    jobs = [job for part in sorted({0, last // 2, last}) for job in task.plan.part(part).jobs()]
     at = np.unique(np.linspace(0, len(jobs) - 1, 2 * conformance.NUM_CLIPS).round().astype(int))
     windows: list[Float32] = []
     with DecoderPool(

@@ -130,7 +130,7 @@ def embed_with(engine: Engine, task: EmbedTask, report: Report) -> None:
     except DeadlyTask as deadly:
         part = task.plan.part(deadly.number)
         raise UserError(
-            f"part {part.name} ({len(part.jobs)} clips, {part.jobs[0].path} to {part.jobs[-1].path}) killed its worker "
+            f"part {part.name} ({len(part)} clips, {part.paths[0]} to {part.paths[-1]}) killed its worker "
             f"{deadly.deaths} times. Finished parts are kept: take out the clip that does it, or give workers more "
             "memory"
         ) from None
@@ -206,14 +206,14 @@ class _Claims:
                 self.release(number)
                 self._is_done(number, part)
                 continue
-            for row, job in enumerate(part.jobs):
+            for row, job in enumerate(part.jobs()):
                 yield _Row(number, part, row), job
 
     def _is_done(self, number: int, part: PlannedPart) -> None:
         if self._tasks.is_shared:
-            self.done_by_others.append((number, len(part.jobs)))
+            self.done_by_others.append((number, len(part)))
         else:  # the driver waits for it
-            self._report(Progress(num_clips=len(part.jobs), part=number, by_others=True))
+            self._report(Progress(num_clips=len(part), part=number, by_others=True))
             self._tasks.finish(number)
 
     @property
@@ -283,7 +283,7 @@ def _consume(
                     continue
                 current.add(at.row, job, result)
             report(Progress(num_clips=1))
-            if at.row + 1 == len(at.part.jobs):
+            if at.row + 1 == len(at.part):
                 settle()  # one at a time bounds the memory
                 written, current = current, None
                 writing = writer.submit(write, written, batches.finish(), batches.made_by())

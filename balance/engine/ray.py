@@ -34,6 +34,7 @@ from balance.engine.config import ExecutorConfig
 from balance.engine.handing_out import HandingOut
 from balance.engine.seam import Place, TaskList, Visible, Work, WorkersDied
 from balance.errors import UserError
+from balance.runtime import child
 from balance.runtime.command import STOP_SIGNALS
 from balance.runtime.cores import available_cores
 
@@ -85,6 +86,7 @@ class _Worker:
     """The actor. Its work runs in a thread; `step` gives it tasks and brings its news."""
 
     def __init__(self, place: Place) -> None:
+        child.end_with_parent()  # Ray takes a raylet that nobody waits for, as in many containers, for alive
         self._place = place
         self._changed = threading.Condition()
         self._news: list[tuple[str, Any]] = []
@@ -593,6 +595,7 @@ def _connect(address: str | None, caller: _Caller) -> None:
             "num_cpus": available_cores(),
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,
+            "_system_config": {"enable_worker_prestart": False, "prestart_worker_first_driver": False},
         }
     else:
         if address != "auto":

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 
 from balance.runtime.command import STOP_SIGNALS
 
@@ -31,6 +32,17 @@ def follow_parent() -> None:
 def end_with_stdin() -> None:
     """End when stdin does: a pipe that the parent never writes to and that is closed when the parent is gone."""
     threading.Thread(target=_wait_for_end, daemon=True, name="stdin").start()
+
+
+def end_with_parent() -> None:
+    """End within a second or two of the parent, for a process that others start."""
+    threading.Thread(target=_wait_for_orphanage, args=(os.getppid(),), daemon=True, name="parent").start()
+
+
+def _wait_for_orphanage(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def _wait_for_end() -> None:
