@@ -95,6 +95,8 @@ class Machine(TorchFunctionMode):
         self.copies: list[tuple[int, bool, bool]] = []
         self._allocations: weakref.WeakValueDictionary[int, _Allocation] = weakref.WeakValueDictionary()
         self._pinned: set[int] = set()
+        self.registered: dict[int, int] = {}  # address -> bytes that the driver has pinned
+        self.refuses_to_register = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.call(func, args, kwargs or {})
@@ -201,7 +203,7 @@ class Machine(TorchFunctionMode):
             return
         host = source if places[0] is None else target
         contiguous = host.is_contiguous()
-        pinned = host.untyped_storage().data_ptr() in self._pinned
+        pinned = self._is_pinned(host)
         if places[1] is not None:
             self.copies.append((host.nbytes, contiguous, pinned))
         if not (non_blocking and pinned and contiguous):
@@ -210,10 +212,25 @@ class Machine(TorchFunctionMode):
     def _pin(self, name: str, tensor: torch.Tensor) -> Any:
         assert not isinstance(tensor, CudaTensor), "only memory of the host can be pinned"
         if name == "is_pinned":
-            return tensor.untyped_storage().data_ptr() in self._pinned
+            return self._is_pinned(tensor)
         pinned = tensor.clone()
         self._pinned.add(pinned.untyped_storage().data_ptr())
         return pinned
+
+    def _is_pinned(self, tensor: torch.Tensor) -> bool:
+        first, last = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+        inside = any(at <= first and last <= at + size for at, size in self.registered.items())
+        return inside or tensor.untyped_storage().data_ptr() in self._pinned
+
+    def cudaHostRegister(self, address: int, num_bytes: int, flags: int) -> int:
+        if self.refuses_to_register:
+            return 2  # cudaErrorMemoryAllocation, as where `ulimit -l` is low
+        self.registered[address] = num_bytes
+        return 0
+
+    def cudaHostUnregister(self, address: int) -> int:
+        del self.registered[address]
+        return 0
 
     # -- rules ---------------------------------------------------------------------------------------------------
 
@@ -360,6 +377,7 @@ def simulated(num_devices: int = 2, *, memory_bytes: int = 80 << 30, matmul: Mat
         "current_stream": current_stream,
         "mem_get_info": machine.mem_get_info,
         "empty_cache": lambda: None,
+        "cudart": lambda: machine,
         "synchronize": lambda device=None: machine._waits("synchronize"),
         "get_device_name": lambda device=None: "simulated",
     }

@@ -37,7 +37,7 @@ class Decoded:
     """A decoded clip: `samples` (num_kept,) float32 of channel 0, or so many windows of equal length one after the
     other, valid until the next result; facts of the whole clip; `partial`: what of it could not be decoded, in words,
     or ""; quality: as `quality.Quality.numbers`; is_last: whether the next result is another clip's, not more windows
-    of this one."""
+    of this one; slot: where the samples lie, for who wants to keep them longer, if the pool lends its slots."""
 
     samples: npt.NDArray[np.float32]
     sample_rate: int
@@ -48,6 +48,21 @@ class Decoded:
     quality: tuple[float, ...]
     num_windows: int = 1
     is_last: bool = True
+    slot: Slot | None = None
+
+
+class Slot:
+    """The place of one clip's samples: its decoder may fill it again after the next result, or, if the consumer keeps
+    it, once it is given back. most_kept: at once, or decoders would have none."""
+
+    def __init__(self, number: int, most_kept: int, free: queue.SimpleQueue[int | None]) -> None:
+        self._number, self._free, self.most_kept, self.is_kept = number, free, most_kept, False
+
+    def keep(self) -> None:
+        self.is_kept = True
+
+    def give_back(self) -> None:
+        self._free.put(self._number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +103,7 @@ class DecoderPool:
         size = settings.slot_bytes * settings.num_slots
         self._fd = _anonymous_memory(size)
         self._memory = mmap.mmap(self._fd, size)
+        self.lends_slots = False  # whether results say in which slot they lie
         self._slots: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         for slot in range(settings.num_slots):
             self._slots.put(slot)
@@ -124,7 +140,13 @@ class DecoderPool:
                 if isinstance(result, Undecoded) or result.is_last:
                     break
                 pending.consumed.put(None)  # the slot may be filled again
-            self._slots.put(pending.slot)
+            if isinstance(result, Undecoded) or result.slot is None or not result.slot.is_kept:
+                self._slots.put(pending.slot)
+
+    @property
+    def memory(self) -> mmap.mmap:
+        """All slots, one after the other."""
+        return self._memory
 
     def process_ids(self) -> list[int]:
         """The process ids of the decoders that live now."""
@@ -209,11 +231,14 @@ class DecoderPool:
             raise Unreachable(answer["unreachable"])
         if "reason" in answer:
             return Undecoded(answer["reason"], answer["detail"])
+        lent = None
         if payload:
             samples = np.frombuffer(payload, dtype=np.float32)
         else:
             at = slot * self._settings.slot_bytes
             samples = np.frombuffer(self._memory, dtype=np.float32, count=answer["num_kept"], offset=at)
+            if self.lends_slots:
+                lent = Slot(slot, self._settings.num_slots // 2, self._slots)
         return Decoded(
             samples,
             answer["sample_rate"],
@@ -224,6 +249,7 @@ class DecoderPool:
             tuple(answer["quality"]),
             answer["num_windows"],
             answer["is_last"],
+            lent,
         )
 
     def _start(self, number: int) -> DecoderProcess:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from balance.audio.decode import kept_samples
-from balance.audio.decoders import Decoded
+from balance.audio.decoders import Decoded, Slot
 from balance.audio.fbank import LogMel
 from balance.encoders.vipant import Encoder, VipAnt
 from balance.errors import UserError
@@ -54,11 +54,12 @@ class Batches:
         self._halved_from: int | None = None
         self._staged_clips = batch_size if on_cuda else min(batch_size, _STAGED_CLIPS_CPU)
         self._in_flight: deque[Any] = deque()
+        self._copies: deque[tuple[Any, Slot]] = deque()  # to the GPU, an event after each
         self._start()
 
     def _start(self) -> None:
         self._num_clips = 0
-        self._staged: dict[int, _Staged] = {}
+        self._staged: dict[int, _Staged | _StagedOnGpu] = {}
         self._spectrograms: list[torch.Tensor] = []
         self._order: list[int] = []  # the clip of each spectrogram, in the order of the forward pass
         self._outputs: list[torch.Tensor] = []
@@ -69,11 +70,34 @@ class Batches:
         staged = self._staged.get(rate)
         if staged is None:
             longest = kept_samples(rate, self._max_frames)
-            staged = self._staged[rate] = _Staged(self._staged_clips, longest, pinned=self._device.type == "cuda")
-        staged.add(self._num_clips, clip.samples)
+            kind = _StagedOnGpu if self._device.type == "cuda" else _Staged
+            staged = self._staged[rate] = kind(self._staged_clips, longest)
+        if isinstance(staged, _StagedOnGpu):
+            staged.add(self._num_clips, self._copied(clip))
+        else:
+            staged.add(self._num_clips, clip.samples)
         self._num_clips += 1
         if len(staged.clips) == self._staged_clips:
             self._fbank(rate)
+
+    def _copied(self, clip: Decoded) -> torch.Tensor:
+        """The samples on the GPU, or on their way: from their slot, which is given back once they are there."""
+        samples = torch.from_numpy(np.array(clip.samples, copy=False))
+        if clip.slot is None:
+            samples = torch.empty(len(samples), pin_memory=True).copy_(samples)
+        try:
+            there = samples.to(self._device, non_blocking=True)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            there = samples.to(self._device, non_blocking=True)
+        if clip.slot is not None:
+            clip.slot.keep()
+            self._copies.append((self._event(), clip.slot))
+            while self._copies and (self._copies[0][0].query() or len(self._copies) >= clip.slot.most_kept):
+                event, slot = self._copies.popleft()
+                event.synchronize()
+                slot.give_back()
+        return there
 
     def finish(self) -> Finished:
         """The embeddings of the clips added since the last call, which CUDA may still be computing."""
@@ -105,13 +129,11 @@ class Batches:
 
     def _fbank(self, rate: int) -> None:
         staged = self._staged.pop(rate)
-        waves = staged.samples[: len(staged.clips)]  # whole rows: CUDA copies in the background what is contiguous
 
         def run(clips: slice) -> torch.Tensor:
-            samples = waves[clips].to(self._device, non_blocking=True)
-            return self._log_mel(samples, staged.lengths[clips], rate)
+            return self._log_mel(staged.waves(clips), staged.lengths[clips], rate)
 
-        self._spectrograms.extend(self._in_pieces(run, len(waves)).unbind())
+        self._spectrograms.extend(self._in_pieces(run, len(staged.clips)).unbind())
         self._order.extend(staged.clips)
         self._forward(last=False)
 
@@ -170,15 +192,42 @@ class Finished:
 
 
 class _Staged:
-    """Waveforms of one sample rate waiting for the fbank: rows of one (pinned) host tensor."""
+    """Waveforms of one sample rate waiting for the fbank on a CPU: rows of one tensor."""
 
-    def __init__(self, num_clips: int, num_samples: int, *, pinned: bool) -> None:
-        self.samples = torch.empty((num_clips, num_samples), dtype=torch.float32, pin_memory=pinned)
+    def __init__(self, num_clips: int, num_samples: int) -> None:
+        self._samples = torch.empty((num_clips, num_samples), dtype=torch.float32)
         self.clips: list[int] = []
         self.lengths: list[int] = []
 
     def add(self, clip: int, samples: Float32) -> None:
-        row = self.samples[len(self.clips)]
+        row = self._samples[len(self.clips)]
         row[: len(samples)] = torch.from_numpy(np.array(samples, copy=False))
         self.clips.append(clip)
         self.lengths.append(len(samples))
+
+    def waves(self, clips: slice) -> torch.Tensor:
+        """(clips, num_samples); what follows a clip's end is anything."""
+        return self._samples[: len(self.clips)][clips]
+
+
+class _StagedOnGpu:
+    """The same on a GPU: a tensor per clip, as it was copied there."""
+
+    def __init__(self, num_clips: int, num_samples: int) -> None:
+        self._num_samples = num_samples
+        self._samples: list[torch.Tensor] = []
+        self.clips: list[int] = []
+        self.lengths: list[int] = []
+
+    def add(self, clip: int, samples: torch.Tensor) -> None:
+        self._samples.append(samples)
+        self.clips.append(clip)
+        self.lengths.append(len(samples))
+
+    def waves(self, clips: slice) -> torch.Tensor:
+        """(clips, num_samples); what follows a clip's end is anything."""
+        some = self._samples[clips]
+        rows = some[0].new_empty(len(some), self._num_samples)
+        for row, samples in zip(rows, some, strict=True):
+            row[: len(samples)].copy_(samples)
+        return rows

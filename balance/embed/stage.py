@@ -52,6 +52,7 @@ from balance.engine.seam import Engine
 from balance.errors import UserError
 from balance.records import SPLITS, DecodeFailure, Failure, Index, Partial, Split
 from balance.runtime import files
+from balance.runtime.cores import available_cores
 
 log = logging.getLogger(__name__)
 
@@ -174,6 +175,13 @@ def embed_media(
     )
 
 
+def decoders_beside(devices: Sequence[str], num_workers: int) -> int:
+    """How many decoders work for the processes on these devices: of all cores one is left to each that feeds a GPU,
+    which it keeps busy; another number was typed, and is taken."""
+    feeders = sum(device.startswith("cuda") for device in devices)
+    return max(1, num_workers - feeders) if num_workers == available_cores() else num_workers
+
+
 def fingerprint_of(encoder: Encoder, precision: Precision) -> tuple[str, dict[str, Any]]:
     """(16 hex digits, what they stand for): everything that changes a number of an embedding. precision: resolved."""
     made_by = {**encoder.made_by(), "front_end_version": FRONT_END_VERSION, "precision": precision.value}
@@ -268,6 +276,7 @@ def _make(
     """
     gigabytes = len(task.plan) * (4 * dim + 120) / 1e9
     devices = worker_devices(asked, task.device, config.num_processes)
+    task = dataclasses.replace(task, num_workers=decoders_beside(devices, config.num_decoders))
     if task.device == "cpu" and task.precision is Precision.bfloat16 and slow_bfloat16():
         log.warning("on this processor bfloat16 is slower than float32: type encoder.precision=float32")
     log.info(

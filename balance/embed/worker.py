@@ -28,6 +28,7 @@ from balance.audio.decoders import Decoded, DecoderPool, Undecoded
 from balance.embed import store_files
 from balance.embed.batches import Batches, Finished
 from balance.embed.parts import Parts, Plan, PlannedPart, plan_parts
+from balance.embed.pinned import pinned
 from balance.embed.progress import ClipCounts, Progress, Report
 from balance.embed.window_batches import WindowBatches
 from balance.encoders.base import Encoder, WaveformEncoder
@@ -155,9 +156,12 @@ def _embed(task: EmbedTask, parts: Tasks[PlannedPart], batches: Batches | Window
     while True:
         claimed = _Claims(task, left, parts, report)
         try:  # around the pool: its threads claim as soon as it is made
-            with DecoderPool(
-                task.decode, claimed.jobs(), num_workers=task.num_workers, clip_timeout_s=task.clip_timeout_s
-            ) as decoders:
+            with (
+                DecoderPool(
+                    task.decode, claimed.jobs(), num_workers=task.num_workers, clip_timeout_s=task.clip_timeout_s
+                ) as decoders,
+                pinned(decoders, torch.device(task.device)),
+            ):
                 _consume(task, decoders, claimed, batches, report)
         finally:
             claimed.release()

@@ -202,13 +202,16 @@ def test_an_encoder_that_gives_nan_is_a_failure_of_that_clip(tmp_path: Path, mon
 
 
 def test_the_second_gpu_embeds_as_the_cpu_does(tmp_path: Path) -> None:
-    """Its events and streams too: the simulated machine fails where they are another device's."""
+    """Its events and streams too: the simulated machine fails where they are another device's. Few slots, so that clips
+    wait for each other's copies; the decoders' memory is let go at the end."""
     task = _task(tmp_path, _index(tmp_path, 20))
     worker.embed(task, lambda _: None)
     expected = Store(task.directory)
     task = dataclasses.replace(_task(tmp_path, _index(tmp_path, 20)), device="cuda:1")
-    with simulated_cuda.simulated():
+    with simulated_cuda.simulated() as machine:
         worker.embed(task, lambda _: None)
+        assert not machine.registered
+        assert sum(pinned and contiguous for _, contiguous, pinned in machine.copies) >= 20
     found = Store(task.directory)
     assert found.paths == expected.paths
     rows = np.arange(len(found))
