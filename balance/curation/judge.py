@@ -6,8 +6,9 @@ codecs take a little. Noise, reverberation and clipping fill the quiet parts and
 a second looks at what stays: in each cell the change over 80 ms of the step from band to band, bounded (as fingerprints
 do, Haitsma and Kalker 2002), compared where both clips have any. Unrelated clips agree there by chance alone. A loop
 agrees with itself at other times as well, and so would two takes of one machine: only what goes beyond that counts.
-Sparse clips of unlike sounds can correlate, but their changes do not agree: then the second overrules the first. Less
-sound must agree better (`required`). The figures behind the constants are in docs/curation.md.
+It is not asked of clips under 3 s, since two syllables of one voice may agree. Sparse clips of unlike sounds can
+correlate, but their changes do not agree: then the second overrules the first. Less sound must agree better
+(`required`). The figures behind the constants are in docs/curation.md.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ MIN_OVERLAP = round(3.0 / HOP_S)
 SHORT_OVERLAP = 0.8  # of the shorter clip, where that is less: a copy may lack a little at either end
 MOST_FRAMES = 512  # of a clip: 10 s and a little
 STRICTEST = 0.3  # of the distance from threshold to 1: two takes of one spoken word reach 0.968 of 1 at 0.9
-LEAST_CORRELATION = 0.3  # below it the second judge is not asked
+LEAST_CORRELATION = 0.6  # below it the second judge is not asked
 OVERRULED = 0.55  # agreement below which clips are no copies, however they correlate
 AGREEMENT = 0.57  # the second judge's own threshold
 ENOUGH = 350.0  # cells that change, as their weights add up; where fewer do they must agree better
@@ -145,9 +146,9 @@ def judge(a: Profile, b: Profile, threshold: float) -> Heard:
     correlations = _correlations(a, b, lags)
     best = int(correlations.argmax())
     correlation = float(correlations[best])
+    sound = min(a.num_frames, b.num_frames) / MIN_OVERLAP
     if correlation < LEAST_CORRELATION:
         return Heard(correlation, 0.0, int(lags[best]), False)
-    sound = min(a.num_frames, b.num_frames) / MIN_OVERLAP
     agreements, weight = _agreements((a.changes, a.weights), (b.changes, b.weights), lags)
     if correlation >= required(threshold, sound):
         spare = agreements - required(OVERRULED, weight / ENOUGH)
@@ -156,9 +157,8 @@ def judge(a: Profile, b: Profile, threshold: float) -> Heard:
     agreements = agreements * _belief(weight)
     best = int(agreements.argmax())
     agreement = float(agreements[best])
-    needed = float(required(AGREEMENT, min(sound, float(weight[best]) / ENOUGH)))
-    needed = max(needed, beyond(max(a.itself, b.itself)))
-    return Heard(correlation, agreement, int(lags[best]), agreement >= needed)
+    needed = max(float(required(AGREEMENT, weight[best] / ENOUGH)), beyond(max(a.itself, b.itself)))
+    return Heard(correlation, agreement, int(lags[best]), sound >= 1.0 and agreement >= needed)
 
 
 def beyond(itself: float) -> float:
