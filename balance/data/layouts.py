@@ -90,6 +90,7 @@ def _read_classes(media: Path, name: str) -> Listed:
 
 def _read_form(form: _Form, path: Path, splits: Sequence[str] | None) -> Listed:
     rows = list(_rows(form, path))
+    known = _display_names(path.with_name("mid_to_display_name.tsv"))
     existing = dict.fromkeys(clip.split for _, clip in rows)
     if absent := [split for split in splits or [] if split not in existing]:
         said = listed([split for split in existing if split], 12)
@@ -108,9 +109,15 @@ def _read_form(form: _Form, path: Path, splits: Sequence[str] | None) -> Listed:
             [_seconds(clip.eos_s) for clip in clips],
             [",".join(dict.fromkeys(id for id, _ in clip.labels)) for clip in clips],
         ),
-        names={id: name for _, clip in rows for id, name in clip.labels},
+        names={id: known.get(id, name) for _, clip in rows for id, name in clip.labels},
         aliases={clip.alias: clip.id for _, clip in chosen if clip.alias},
     )
+
+
+def _display_names(path: Path) -> dict[str, str]:
+    """Label id -> name, of the file that AudioSet publishes beside its strong labels; none without it."""
+    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+    return {id: name for id, tab, name in (line.partition("\t") for line in lines) if tab}
 
 
 def _merge(form: _Form, path: Path, rows: Sequence[tuple[int, _Clip]]) -> tuple[list[int], list[_Clip]]:

@@ -213,6 +213,17 @@ def test_mistakes_are_one_sentence(
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_names_that_lie_beside_audiosets_strong_labels(tmp_path: Path) -> None:
+    """As in mid_to_display_name.tsv of research.google.com/audioset/download_strong.html."""
+    text, files, _, _ = SETS[Layout.audioset_strong]
+    touch(tmp_path, files)
+    (tmp_path / "mid_to_display_name.tsv").write_text("/m/03m9d0z\tWind\n/m/05zppz\tMale speech, man speaking\n")
+    index(tmp_path, Layout.audioset_strong, text)
+    entries = json.loads((tmp_path / "out" / "ontology.json").read_text())
+    names = {entry["id"]: entry["name"] for entry in entries}
+    assert names == {"/m/03m9d0z": "Wind", "/m/05zppz": "Male speech, man speaking"}
+
+
 def test_the_command(tmp_path: Path) -> None:
     text, files, _, _ = SETS[Layout.esc50]
     touch(tmp_path, files)
