@@ -35,6 +35,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from balance import config_errors, help
+from balance.atlas.config import AtlasConfig
 from balance.audit.config import AuditConfig
 from balance.curation.config import AugmentConfig
 from balance.data.config import DatasetConfig, IndexConfig, MediaSource
@@ -46,6 +47,7 @@ from balance.probe.config import ProbeConfig
 from balance.report.config import ReportConfig
 from balance.runtime import files
 from balance.runtime.command import errors_for_people, outputs_folder
+from balance.runtime.cores import available_cores
 from balance.runtime.keys import key
 from balance.runtime.remote import AnyPath, is_url, place, redacted
 from balance.search.config import SearchConfig
@@ -140,8 +142,31 @@ class IndexSettings:
     index: IndexConfig = field(default_factory=IndexConfig)
 
 
+@dataclass(kw_only=True, slots=True)
+class AtlasSettings:
+    """The whole configuration of `python -m balance.atlas`, beside the run that it shows."""
+
+    atlas: AtlasConfig = field(default_factory=AtlasConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    num_workers: int | None = key(None, "decoder processes; default: the cores of this process", common=True)
+
+    def __post_init__(self) -> None:
+        if self.num_workers is not None and self.num_workers < 1:
+            raise ValueError(f"num_workers={self.num_workers}: at least 1")
+
+    @property
+    def num_decoders(self) -> int:
+        return self.num_workers or available_cores()
+
+
 _COMPOSING = (HydraException, OmegaConfBaseException, yaml.YAMLError)  # what Hydra raises before a job
-SCHEMAS = {"run": Settings, "probe": ProbeSettings, "audit": AuditSettings, "index": IndexSettings}
+SCHEMAS = {
+    "run": Settings,
+    "probe": ProbeSettings,
+    "audit": AuditSettings,
+    "index": IndexSettings,
+    "atlas": AtlasSettings,
+}
 
 
 class _WorkingDirectory(SearchPathPlugin):
@@ -283,10 +308,22 @@ class _Task:
                 raise
 
 
+def keys(name: str) -> list[str]:
+    """The dotted names of a command's keys."""
+    return [row.name for row in help.rows(SCHEMAS[name])]
+
+
+def printed_help(name: str, given: Sequence[str]) -> bool:
+    """Whether help was asked for, and printed."""
+    asked = list(given) in (["--help"], ["-h"], ["--help", "all"])
+    if asked:
+        print(help.text(name, SCHEMAS[name], CONF, every_key=given[-1] == "all"))
+    return asked
+
+
 def run_command(name: str, job: Callable[[Any, Job], None]) -> None:
     """Compose a command's configuration as typed and run `job(settings, where)` once, or for each job of a sweep."""
-    if sys.argv[1:] in (["--help"], ["-h"], ["--help", "all"]):
-        print(help.text(name, SCHEMAS[name], CONF, every_key=sys.argv[-1] == "all"))
+    if printed_help(name, sys.argv[1:]):
         return
     register()
     sys.argv[1:] = [_as_hydra(typed) for typed in sys.argv[1:]]
@@ -341,7 +378,7 @@ def _said(command: str, overrides: Sequence[str], kinds: tuple[type[Exception], 
     try:
         yield
     except kinds as error:
-        names = [row.name for row in help.rows(SCHEMAS[command])] + ["dataset", "encoder", "executor", "augment"]
+        names = [*keys(command), "dataset", "encoder", "executor", "augment"]
         raise UserError(config_errors.words(error, overrides, names)) from error
 
 

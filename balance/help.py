@@ -41,6 +41,11 @@ USAGE = {
         "Official AudioSet segment lists and a media folder -> VIP-ANT index files (src_*.csv).",
         (),
     ),
+    "atlas": (
+        "python -m balance.atlas RUN_DIR [key=value …]",
+        "The embedding space of a finished run as a map to look at and listen to: RUN_DIR/atlas/index.html.",
+        ("First try:  python -m balance.run dataset=demo k=10 && python -m balance.atlas outputs/latest",),
+    ),
 }
 
 

@@ -34,6 +34,7 @@ TITLES = {
     "probe": ("Keys of `python -m balance.probe`", "Beside the keys of `balance.run`."),
     "audit": ("Keys of `python -m balance.audit`", "Beside the keys of `balance.run`, of which it takes no encoder's."),
     "index": ("Keys of `python -m balance.index`", ""),
+    "atlas": ("Keys of `python -m balance.atlas`", "`report.media_base` and `report.embed_audio` as above."),
 }
 
 

@@ -24,7 +24,7 @@ from balance.runtime.remote import AnyPath, RemotePath
 
 SEEDS_PER_PART = 4
 NEIGHBOURS_PER_SEED = 5
-NEAR_LEVELS = 4  # of folders that a relative link may go up: outputs/runs/DAY/TIME up to where the run was started
+NEAR_LEVELS = 5  # of folders that a relative link may go up: outputs/runs/DAY/TIME/atlas to where the run was started
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +91,16 @@ class Links:
 
     def audio(self, index: Index, row: int) -> tuple[str, ...]:
         """The links to a clip's sound."""
-        key = index.paths[row].as_py()
+        path = self.playable(index, row)
+        return () if path is None else tuple(base + path for base in self.bases)
+
+    def playable(self, index: Index, row: int) -> str | None:
+        """What follows the base in a link to a clip's sound; None where it cannot be played."""
+        key: str = index.paths[row].as_py()
         path = without_stretch(key)
         if index.offsets is not None or path.rsplit(".", 1)[-1].lower() not in ALL_AUDIO:
-            return ()
-        return tuple(base + quote(path) + key.removeprefix(path) for base in self.bases)
+            return None
+        return quote(path) + key.removeprefix(path)
 
     def frame(self, index: Index, row: int) -> str | None:
         """The link to the middle video frame that a VIP-ANT record names, if that file is there."""

@@ -37,19 +37,28 @@ def draw(waves: Sequence[Wave | None]) -> list[str | None]:
     return [None if one is None else _png(_grey(one, loudest)) for one in powers]
 
 
-def power(samples: Float32, rate: int, seconds: float, highest_hz: float) -> Float64:
-    """Mean power in WIDTH stretches of time up to `seconds` and HEIGHT bands, evenly spaced in mel, up to `highest_hz`:
-    (HEIGHT, WIDTH) float64, the highest band first; 0 beyond the clip's end and above half its rate."""
-    hop = seconds * rate / WIDTH
+def alone(wave: Wave, width: int, height: int) -> npt.NDArray[np.uint8]:
+    """One clip by itself, to its own end and from its own loudest point down: (height, width) uint8, 0 the loudest."""
+    seconds = len(wave.samples) / wave.rate
+    shown = power(wave.samples, wave.rate, seconds, min(HIGHEST_HZ, wave.rate / 2), width, height)
+    return _grey(shown, float(shown.max()))
+
+
+def power(
+    samples: Float32, rate: int, seconds: float, highest_hz: float, width: int = WIDTH, height: int = HEIGHT
+) -> Float64:
+    """Mean power in `width` stretches of time up to `seconds` and `height` bands, evenly spaced in mel, up to
+    `highest_hz`: (height, width) float64, the highest band first; 0 beyond the clip's end and above half its rate."""
+    hop = seconds * rate / width
     size = 2 ** int(np.ceil(np.log2(max(hop, WINDOW_S * rate, 2.0))))
-    starts = (np.arange(WIDTH) * hop).astype(np.int64)
+    starts = (np.arange(width) * hop).astype(np.int64)
     padded = np.concatenate([samples, np.zeros(int(starts[-1]) + size, dtype=np.float32)])
     frames = padded[starts[:, None] + np.arange(size)] * np.hanning(size)
-    spectrum = np.abs(np.fft.rfft(frames)) ** 2 / size  # (WIDTH, bins)
+    spectrum = np.abs(np.fft.rfft(frames)) ** 2 / size  # (width, bins)
     spectrum[starts >= len(samples)] = 0.0
-    mel = np.linspace(0.0, 2595.0 * np.log10(1.0 + highest_hz / 700.0), HEIGHT + 1)
+    mel = np.linspace(0.0, 2595.0 * np.log10(1.0 + highest_hz / 700.0), height + 1)
     edges = 700.0 * (10.0 ** (mel / 2595.0) - 1.0) * size / rate  # in bins
-    below = np.concatenate([np.zeros((WIDTH, 1)), np.cumsum(spectrum, axis=1)], axis=1)  # power below each bin
+    below = np.concatenate([np.zeros((width, 1)), np.cumsum(spectrum, axis=1)], axis=1)  # power below each bin
     at = np.minimum(edges, spectrum.shape[1])
     whole = np.minimum(at.astype(np.int64), spectrum.shape[1] - 1)
     summed = below[:, whole] + (at - whole) * spectrum[:, whole]

@@ -33,8 +33,34 @@ def why(folder: str, clip_id: str) -> list[str]:
     if split is None:
         raise _unknown(run, clip_id)
     if split == "eval":
-        return [f"out: {clip_id} is listed for evaluation only"]
-    return [f"out: {clip_id} is in the pool, but in no seed's top {run.k}"]
+        return [of_eval(clip_id)]
+    return [of_pool(clip_id, run.k)]
+
+
+def of_seed(clip_id: str) -> str:
+    """The first line of the answer for a seed; those below likewise for other clips."""
+    return f"in: {clip_id} is a seed"
+
+
+def of_neighbour(clip_id: str, num_seeds: object, best_rank: object, best_seed_id: str, similarity: str) -> str:
+    """similarity: the shortest decimal, as augmented_k{K}.csv has it."""
+    return (
+        f"in: {clip_id} is a neighbour of {num_seeds} seeds; best: rank {best_rank} of {best_seed_id}, "
+        f"similarity {similarity}"
+    )
+
+
+def of_dropped(clip_id: str, rule: Rule, because_of: str | None, value: float | None) -> str:
+    """because_of, value: as decisions.parquet has them."""
+    return f"out: {clip_id} {rule.sentence(because_of, value)} (rule {rule.name})"
+
+
+def of_pool(clip_id: str, k: int) -> str:
+    return f"out: {clip_id} is in the pool, but in no seed's top {k}"
+
+
+def of_eval(clip_id: str) -> str:
+    return f"out: {clip_id} is listed for evaluation only"
 
 
 def _unknown(run: Run, clip_id: str) -> UserError:
@@ -48,12 +74,10 @@ def _chosen(run: Run, clip_id: str) -> list[str]:
     lines: list[str] = []
     for row in _rows(run.augmented, "id", clip_id):
         if row["source"] == "seed":
-            lines += [f"in: {clip_id} is a seed", *_cluster(run, clip_id)]
+            lines += [of_seed(clip_id), *_cluster(run, clip_id)]
         else:
-            lines.append(
-                f"in: {clip_id} is a neighbour of {row['num_seeds']} seeds; best: rank {row['best_rank']} of "
-                f"{row['best_seed_id']}, similarity {row['best_similarity']}"
-            )
+            best = (row[name] for name in ("num_seeds", "best_rank", "best_seed_id", "best_similarity"))
+            lines.append(of_neighbour(clip_id, *best))
     return lines
 
 
@@ -65,8 +89,7 @@ def _cluster(run: Run, seed_id: str) -> list[str]:
 
 def _removed(run: Run, clip_id: str) -> list[str]:
     return [
-        f"out: {clip_id} {Rule[row['rule']].sentence(row['by'], row['value'])} (rule {row['rule']})"
-        for row in _rows(run.decisions, "id", clip_id)
+        of_dropped(clip_id, Rule[row["rule"]], row["by"], row["value"]) for row in _rows(run.decisions, "id", clip_id)
     ]
 
 

@@ -44,6 +44,7 @@ class Source:
     balanced: str
     unbalanced: str
     eval: str | None
+    ontology: str | None
     columns: ColumnsConfig
     slices: bool
 
@@ -231,6 +232,7 @@ def _source(dataset: dict[str, Any]) -> Source:
         balanced=_text(dataset["balanced"]),
         unbalanced=_text(dataset["unbalanced"]),
         eval=_text_or_none(dataset["eval"]),
+        ontology=_text_or_none(dataset["ontology"]),
         columns=ColumnsConfig(
             id=_text(columns["id"]), audio=_text(columns["audio"]), labels=_text_or_none(columns["labels"])
         ),

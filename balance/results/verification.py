@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from balance.data import precomputed
 from balance.data.config import Format
 from balance.embed.store import Store
 from balance.errors import UserError
 from balance.records import Float32, Vectors
 from balance.results.read_run import Run
+from balance.results.run_splits import open_store, own_vectors
 from balance.runtime import files
 from balance.runtime.wording import listed
 
@@ -43,7 +43,7 @@ def verify(folder: str) -> list[str]:
     rng = np.random.default_rng(run.facts.rng_seed)
     rows = np.sort(rng.choice(len(table), min(NUM_ROWS, len(table)), replace=False))
     some = table.take(pa.array(rows))
-    held = None if run.facts.source.format is Format.embeddings else _store(run)
+    held = None if run.facts.source.format is Format.embeddings else open_store(run)
     seeds = _embeddings(run, held, "seeds", some["seed_id"])
     found = _embeddings(run, held, "pool", some["neighbour_id"])
     bad = []
@@ -74,8 +74,10 @@ def _embeddings(run: Run, held: Store | None, split: str, ids: Any) -> dict[str,
     held: the run's store; None where the vectors are the user's own.
     """
     wanted = pc.unique(ids)
+    vectors: Vectors
     if held is None:
-        names, vectors = _own_vectors(run, split)
+        given = own_vectors(run, split)
+        names, vectors = given.index.ids, given.vectors
     else:
         names, vectors = held.ids, held.vectors(np.arange(len(held), dtype=np.int64))
     rows = np.flatnonzero(pc.is_in(names, value_set=wanted).to_numpy(zero_copy_only=False))
@@ -83,24 +85,3 @@ def _embeddings(run: Run, held: Store | None, split: str, ids: Any) -> dict[str,
     for name, vector in zip(names.take(pa.array(rows)).to_pylist(), vectors.take(rows), strict=True):
         found[name].append(vector)
     return found
-
-
-def _own_vectors(run: Run, split: str) -> tuple[Any, Vectors]:
-    """Ids and vectors of `dataset.format=embeddings`, which must be those that the run read."""
-    source = run.facts.source
-    key, value = ("balanced", source.balanced) if split == "seeds" else ("unbalanced", source.unbalanced)
-    given = precomputed.read_vectors(source.root, value)
-    if given.sha256 != run.facts.inputs.get(f"{split}.vectors"):
-        raise UserError(
-            f"the vectors of dataset.{key}={value} are no longer those that the run searched: put those back, or run "
-            "the job again"
-        )
-    return given.index.ids, given.vectors
-
-
-def _store(run: Run) -> Store:
-    """The run's embedding store."""
-    directory = run.facts.cache / "embeddings" / f"{run.facts.source.name}-{run.facts.fingerprint}"
-    if not directory.is_dir():
-        raise UserError(f"{directory} is not there: the run's embeddings are needed to verify its neighbours")
-    return Store(directory)

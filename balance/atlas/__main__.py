@@ -1,0 +1,34 @@
+"""`python -m balance.atlas RUN_DIR`: the embedding space of a finished run as a map to look at and listen to.
+
+Writes atlas.parquet, atlas.json and index.html, which opens from the disk, into RUN_DIR/atlas/.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from balance.runtime import command
+
+
+def main() -> None:
+    """One map; prints where it is."""
+    from balance import config, help
+    from balance.errors import UserError
+
+    given = sys.argv[1:]
+    if config.printed_help("atlas", given):
+        return
+    if not given or given[0].split("=")[0] in config.keys("atlas"):
+        first = given[0] if given else "nothing"
+        raise UserError(f"the folder of a run comes first, and {first} was given; type: {help.USAGE['atlas'][0]}")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    settings, _ = config.compose("atlas", given[1:])
+
+    from balance.atlas import job
+
+    job.run(settings, given[0])
+
+
+if __name__ == "__main__":
+    command.start(main, writes=False)
