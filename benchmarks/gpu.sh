@@ -4,7 +4,7 @@
 #   bash benchmarks/gpu.sh            # PYTHON=/path/to/python for another interpreter than .venv's or python3
 #
 # No network. Needs torch with CUDA, numpy, scipy, pyarrow and pytest, in any recent version. A bare machine also needs
-# these wheels, carried there (pip wheel --no-deps NAME): soundfile cffi pycparser (decoding), omegaconf hydra-core
+# these wheels, carried there (pip wheel --no-deps NAME): soundfile cffi pycparser soxr (decoding), omegaconf hydra-core
 # antlr4-python3-runtime PyYAML (the configuration inside checkpoints), tqdm. FAISS for GPUs is measured if it is there.
 # Each step prints its figures as it has them, the last line of each is one JSON object, and torch.compile, which may
 # take minutes, comes last. Exit status 1 if anything failed or an id was wrong.
