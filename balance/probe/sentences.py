@@ -149,7 +149,7 @@ def _on_resolution(found: Findings) -> list[str]:
         for row in found.comparisons
         if (row.reading, row.figure, row.against_rule) == (LINEAR, "map", training_sets.RANDOM)
     ]
-    rows = [row for row in rows if row.detectable is not None]
+    rows = [row for row in rows if row.detectable is not None and row.arm.startswith(training_sets.NEIGHBOURS)]
     if not rows:
         return []
     best, worst = (f(rows, key=lambda row: row.detectable or 0.0) for f in (min, max))
