@@ -43,6 +43,7 @@ from balance.embed.config import EmbedConfig
 from balance.encoders.config import EncoderConfig, Kind
 from balance.engine.config import ExecutorConfig
 from balance.errors import UserError
+from balance.finetune.config import FinetuneConfig
 from balance.probe.config import ProbeConfig
 from balance.report.config import ReportConfig
 from balance.runtime import files
@@ -136,6 +137,13 @@ class AuditSettings(Settings):
 
 
 @dataclass(kw_only=True, slots=True)
+class FinetuneSettings(ProbeSettings):
+    """A probe's configuration and the trainings' own."""
+
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+
+
+@dataclass(kw_only=True, slots=True)
 class IndexSettings:
     """The whole configuration of `python -m balance.index`."""
 
@@ -163,6 +171,7 @@ _COMPOSING = (HydraException, OmegaConfBaseException, yaml.YAMLError)  # what Hy
 SCHEMAS = {
     "run": Settings,
     "probe": ProbeSettings,
+    "finetune": FinetuneSettings,
     "audit": AuditSettings,
     "index": IndexSettings,
     "atlas": AtlasSettings,

@@ -36,6 +36,12 @@ USAGE = {
         "Status 0: all compared, no copy; 3: copies; 4: no copy, but not all could be compared; 1: a mistake.",
         ("First try:  python -m balance.audit dataset=demo",),
     ),
+    "finetune": (
+        "python -m balance.finetune [key=value …]",
+        "Does the probe predict training? The probe's training sets, each trained several times for as many steps.\n"
+        "Takes every key of balance.run and balance.probe (finetune.k instead of probe.k).",
+        ("First try:  python -m balance.finetune dataset=demo finetune.k=[4,16] finetune.steps=300",),
+    ),
     "index": (
         "python -m balance.index index.segments=LIST index.media=FOLDER index.out=FOLDER",
         "Official AudioSet segment lists and a media folder -> VIP-ANT index files (src_*.csv).",
@@ -90,7 +96,7 @@ def text(command: str, schema: type, conf: Path, *, every_key: bool) -> str:
     """The help of a command."""
     usage, what, examples = USAGE[command]
     shown = [row for row in rows(schema) if every_key or row.common]
-    if command in ("probe", "audit") and not every_key:
+    if command in ("probe", "finetune", "audit") and not every_key:
         shown = [row for row in shown if row.name.startswith(f"{command}.")]
     width = max(len(_with_default(row)) for row in shown)
     lines = [usage, what]

@@ -16,7 +16,7 @@ MODULES = sorted(
 )
 # A module may import from its own line and from those below it.
 LEVELS = (
-    ("api", "run", "index", "why", "verify", "compare", "probe", "atlas", "audit"),
+    ("api", "run", "index", "why", "verify", "compare", "probe", "atlas", "audit", "finetune"),
     ("pipeline",),
     ("results", "report"),
     ("prepared",),
@@ -33,7 +33,7 @@ LEVELS = (
 LEVEL = {name: -number for number, names in enumerate(LEVELS) for name in names}
 # A package's keys are light: `balance/config.py` composes them before anything heavy is imported.
 KEYS = {module for module in MODULES if module.endswith(".config")} | {"encoders.precision"}
-COMMANDS = {*LEVELS[0][1:-3], "probe.__main__", "atlas.__main__", "audit.__main__"}
+COMMANDS = {"finetune.__main__", *LEVELS[0][1:-4], "probe.__main__", "atlas.__main__", "audit.__main__"}
 # What a decoder process imports must start in a fifth of a second.
 LIGHT = {"audio.decode", "audio.decoder_process", "data.media", "runtime.child", "runtime.remote"}
 HEAVY = {"torch", "hydra", "faiss", "matplotlib", "pandas", "pyarrow", "scipy", "ray", "transformers", "av", "fsspec"}
@@ -43,7 +43,7 @@ HOME = {
     "faiss": {"search.candidates"},
     "av": {"audio.ffmpeg"},
     "ray": {"engine.ray"},
-    "transformers": {"encoders.transformers"},
+    "transformers": {"encoders.transformers", "finetune.networks"},
     "soxr": {"audio.resample"},
     "umap": {"atlas.projection"},
     "sklearn": set(),

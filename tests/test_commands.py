@@ -15,7 +15,7 @@ from tests import worlds
 from tests.command import command, run, run_dir
 from tests.worlds import World
 
-COMMANDS = ["run", "index", "probe", "why", "verify", "compare", "atlas"]
+COMMANDS = ["run", "index", "probe", "finetune", "why", "verify", "compare", "atlas"]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_every_command_knows_its_version_and_its_usage(tmp_path: Path, name: str
     assert not (tmp_path / "outputs" / "runs").exists()
 
 
-@pytest.mark.parametrize("name", ["run", "index", "probe", "atlas"])
+@pytest.mark.parametrize("name", ["run", "index", "probe", "finetune", "atlas"])
 def test_help_is_one_screen_and_help_all_has_every_key(tmp_path: Path, name: str) -> None:
     short = command(tmp_path, "--help", module=f"balance.{name}").stdout.splitlines()
     assert len(short) <= 50

@@ -33,6 +33,7 @@ TITLES = {
     "run": ("Keys of `python -m balance.run`", "The probe takes all of them too."),
     "probe": ("Keys of `python -m balance.probe`", "Beside the keys of `balance.run`."),
     "audit": ("Keys of `python -m balance.audit`", "Beside the keys of `balance.run`, of which it takes no encoder's."),
+    "finetune": ("Keys of `python -m balance.finetune`", "Beside the keys of `balance.run` and `balance.probe`."),
     "index": ("Keys of `python -m balance.index`", ""),
     "atlas": ("Keys of `python -m balance.atlas`", "`report.media_base` and `report.embed_audio` as above."),
 }
@@ -44,7 +45,7 @@ def page() -> str:
     known: set[str] = set()
     for command, (title, sentence) in TITLES.items():
         rows = [row for row in help.rows(SCHEMAS[command]) if row.name not in known]
-        known |= {row.name for row in rows} if command == "run" else set()
+        known |= {row.name for row in rows} if command in ("run", "probe") else set()
         lines = [f"## {title}", ""] + ([sentence, ""] if sentence else [])
         lines += ["| key | default | meaning |", "|---|---|---|"]
         lines += [f"| `{row.name}` | {_default(row)} | {row.help.replace('|', '&#124;')} |" for row in rows]

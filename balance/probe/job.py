@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from balance.errors import UserError
 from balance.prepared import Prepared
 from balance.probe import conclusions, page
 from balance.probe.config import Guard
-from balance.probe.data import NO_EVAL, of_prepared
+from balance.probe.data import NO_EVAL, ProbeData, of_prepared
 from balance.probe.findings import Findings
 from balance.probe.results import FIGURES, LINEAR
 from balance.probe.runner import Probe
@@ -52,15 +53,7 @@ def _run(settings: ProbeSettings, folder: Path, kept: pipeline.Kept) -> Findings
     second = settings.probe.encoder
     if second is not None:
         read_encoder(second)  # what is wrong with it is said before hours of embedding with the first
-    prepared = _prepare(settings, kept)
-    space = settings.probe.embeddings if second is None else str(pipeline.embed_with(settings, second, kept))
-    data = of_prepared(
-        prepared,
-        settings.dataset,
-        space,
-        parents=read_parents(ontology_file(settings.dataset.ontology, settings.root)),
-        source=settings.probe.source,
-    )
+    prepared, data = data_for(settings, kept, "probe.k", settings.probe.k)
     bar: Any = tqdm(desc="probe", unit="fit", disable=not sys.stderr.isatty(), dynamic_ncols=True)
 
     def progress(what: str, done: int) -> None:
@@ -100,18 +93,27 @@ def write(folder: Path, dataset: str, found: Findings) -> None:
         file.write(page.render(dataset, found))
 
 
-def _prepare(settings: ProbeSettings, kept: pipeline.Kept) -> Prepared:
-    """The run at the largest `probe.k`, without copies of evaluation clips in its pool; what is said of `k` is said of
-    that key here."""
+def data_for(settings: ProbeSettings, kept: pipeline.Kept, key: str, ks: Sequence[int]) -> tuple[Prepared, ProbeData]:
+    """The run at the largest of these K's, without copies of evaluation clips in its pool, and what is probed of it;
+    what is said of `k` is said of their key here."""
     augment = dataclasses.replace(settings.augment, leaks=guard_of(settings))
     try:
-        return pipeline.prepare(dataclasses.replace(settings, k=settings.probe.k[-1], augment=augment), kept)
+        prepared = pipeline.prepare(dataclasses.replace(settings, k=max(ks), augment=augment), kept)
     except UserError as error:
         if "there is no dataset.eval" in str(error):
             raise UserError(NO_EVAL) from None
         if str(error).startswith("k="):
-            raise UserError(f"of probe.k={settings.probe.k}: {error} in probe.k") from None
+            raise UserError(f"of {key}={list(ks)}: {error} in {key}") from None
         raise
+    second = settings.probe.encoder
+    data = of_prepared(
+        prepared,
+        settings.dataset,
+        settings.probe.embeddings if second is None else str(pipeline.embed_with(settings, second, kept)),
+        parents=read_parents(ontology_file(settings.dataset.ontology, settings.root)),
+        source=settings.probe.source,
+    )
+    return prepared, data
 
 
 def guard_of(settings: ProbeSettings) -> Leaks:
