@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from balance.errors import UserError
 from balance.report import figures, html
 from balance.runtime import files
 
@@ -64,8 +65,14 @@ def write_sweep(root: Path) -> list[SweepRow]:
 
 
 def _row(root: Path, path: Path) -> SweepRow:
-    summary = json.loads(path.read_text("utf-8"))
+    try:
+        summary = json.loads(path.read_text("utf-8"))
+        found = {name: None if summary[name] is None else float(summary[name]) for name in SWEEP_COLUMNS}
+    except (ValueError, TypeError, LookupError, RecursionError):
+        raise UserError(
+            f"{path} cannot be read as the summary of a run: take its folder out of the sweep, or run that job again"
+        ) from None
     run = path.parent.relative_to(root).as_posix()
     # `./` and quotes: a folder may be called `javascript:…`, and a link must stay a link to a folder
     link = f"./{quote(os.fsencode(run))}/report.html" if (path.parent / "report.html").exists() else None
-    return SweepRow(run, link, {name: summary[name] for name in SWEEP_COLUMNS})
+    return SweepRow(run, link, {name: None if found[name] is None else summary[name] for name in SWEEP_COLUMNS})

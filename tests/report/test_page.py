@@ -22,6 +22,7 @@ from balance.curation.curate import curate
 from balance.curation.removed import Removals, Rule
 from balance.data.config import ColumnsConfig, Format, Ids, MediaSource
 from balance.data.ontology import read_parents
+from balance.errors import UserError
 from balance.prepared import Embedded, Prepared
 from balance.records import Facts, Failure, Index, Labels, Neighbours, Split
 from balance.report import figures, listening
@@ -374,6 +375,14 @@ def test_sweep(run, page, tmp_path):
     write_sweep(tmp_path)
     assert (tmp_path / "report.html").read_bytes() == first
     assert write_sweep(page.parent) == []
+
+
+@pytest.mark.parametrize("text", ['{"k": 1', "[]", '{"k": 3}', "\x00"])
+def test_a_damaged_summary_is_a_sentence(tmp_path, text):
+    (tmp_path / "0-k3").mkdir()
+    (tmp_path / "0-k3" / "summary.json").write_text(text)
+    with pytest.raises(UserError, match=r"summary\.json cannot be read as the summary of a run"):
+        write_sweep(tmp_path)
 
 
 def test_a_run_folder_of_any_name_is_linked_as_a_folder(run, page, tmp_path):
