@@ -149,6 +149,8 @@ def test_a_stopped_run_leaves_no_process(world: World, tmp_path: Path, number: s
     children = rays(process.pid)
     assert len(children) >= 2  # Ray's head and node
     workers = [pid for child in children for pid in rays(child)]
+    if number == signal.SIGKILL:  # Ray's own agents take a raylet that nobody waits for, as in containers, for alive
+        workers = [pid for pid in workers if b"Agent" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
     process.send_signal(number)
     sent = time.monotonic()
     said, _ = process.communicate(timeout=30)
