@@ -33,7 +33,7 @@ USAGE = {
         "python -m balance.audit [key=value …]",
         "Is any training clip a copy of an evaluation clip? By id, by equal samples, by sound. Needs no checkpoint;\n"
         "takes dataset.*, num_workers, max_failures, max_missing, augment.copy_threshold, report.media_base of a run.\n"
-        "Status 0: all compared, no copy; 3: copies; 4: no copy, but not all could be compared; 1: a mistake.",
+        "Status 0: no copy found (the verdict says whether all could be compared); 3: copies; 1: a mistake.",
         ("First try:  python -m balance.audit dataset=demo",),
     ),
     "finetune": (

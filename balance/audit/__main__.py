@@ -1,7 +1,7 @@
 """`python -m balance.audit`: is any clip of a training list a copy of an evaluation clip? By id, by samples, by sound.
 
-Ends with status 0 where every clip was compared and none is a copy, 3 where copies were found, 4 where none was found
-but some clips could not be compared, 1 after a mistake.
+Ends with status 0 where no copy was found (the verdict `incomplete`: some clips could not be compared, no more than
+`max_failures` and `max_missing` allow), 3 where copies were found, 1 after a mistake.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ from balance.runtime import files
 
 log = logging.getLogger(__name__)
 
-STATUS = {"clean": 0, "copies": 3, "incomplete": 4}
+STATUS = {"clean": 0, "incomplete": 0, "copies": 3}  # incomplete: within max_failures and max_missing
 # Why a clip was not compared as asked, and what is said of it.
 NOT_COMPARED = {
     "missing": "without a file",
