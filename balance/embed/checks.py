@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from tqdm import tqdm
 
 from balance.audio.decoder_process import Job
@@ -33,6 +32,7 @@ from balance.embed.store import Store
 from balance.embed.store_files import write_confirmed
 from balance.encoders import conformance
 from balance.encoders.base import WaveformEncoder
+from balance.encoders.device import own_device
 from balance.encoders.precision import Precision
 from balance.errors import UserError
 from balance.records import Float32, Float64, Int64, Split
@@ -145,7 +145,7 @@ def measure_conformance(task: worker.EmbedTask) -> dict[str, Any] | None:
     windows = _some_windows(task)
     if not windows:
         return None
-    model = encoder.source.build(torch.device(task.device), task.precision)
+    model = encoder.source.build(own_device(task.device), task.precision)
     found = conformance.measure(model, windows, precision=task.precision, pads=encoder.pads)
     for note in found.notes:
         log.warning("%s: %s", encoder.name, note)
@@ -245,7 +245,8 @@ def _checksum(report: PrecisionReport) -> str:
 
 def _measure(task: worker.EmbedTask, seeds: Split, pool: Split, seed: int) -> PrecisionReport | None:
     rng = np.random.default_rng(seed)
-    share = 1 if task.device.startswith("cuda") else 16
+    device = own_device(task.device)
+    share = 1 if device.type == "cuda" else 16
     samples: list[ToEmbed] = []
     picked: list[Float32] = []
     for name, split, num_clips in zip(("seeds", "pool"), (seeds, pool), _SAMPLE_CLIPS, strict=True):
@@ -257,6 +258,7 @@ def _measure(task: worker.EmbedTask, seeds: Split, pool: Split, seed: int) -> Pr
         reference = dataclasses.replace(
             task,
             directory=Path(folder),
+            device=str(device),
             precision=Precision.float32,
             plan=plan_parts(samples, PART_CLIPS["cuda"]),
         )
