@@ -209,12 +209,12 @@ def embed_with(settings: Settings, encoder: EncoderConfig, kept: Kept) -> Path:
     """Embed the same clips with another encoder; the folder of its store. Raises UserError, OSError."""
     if settings.dataset.format is Format.embeddings:
         raise UserError("dataset.format=embeddings has no sound for a second encoder: leave out probe.encoder")
-    embedded = _embed(dataclasses.replace(settings, k=1, encoder=encoder), kept)
+    embedded = _embed(dataclasses.replace(settings, k=1, augment=AugmentConfig(), encoder=encoder), kept)
     return settings.cache / "embeddings" / f"{settings.dataset.name}-{embedded.fingerprint}"
 
 
 def _check(settings: Settings, indexes: dict[str, Index], ids_as: Ids) -> None:
-    preflight.check_indexes(settings.k, settings.augment.budget, indexes, ids_as)
+    preflight.check_indexes(settings.k, settings.augment, indexes, ids_as)
 
 
 def _embed_media(
@@ -430,6 +430,12 @@ def _sound(settings: Settings, seeds: Index) -> Sound | None:
 # -- files ---------------------------------------------------------------------------------------------------------
 
 
+def _evidence(settings: Settings) -> dict[str, str]:
+    """The probe.json that K per seed was chosen by -> its sha256."""
+    given = settings.augment.per_seed_k
+    return files.input_hashes([None if given is None else Path(given).expanduser().absolute()])
+
+
 def _quality(settings: Settings, prepared: Prepared, curated: curate.Curated) -> tuple[Float32, Float32] | None:
     """Of the seeds and the chosen clips, where it is asked for and there is sound."""
     seeds, pool = prepared.seeds, prepared.pool
@@ -478,7 +484,7 @@ def _write(
     manifest.write(
         folder,
         config=as_plain(settings),
-        embedded=prepared.embedded,
+        embedded=dataclasses.replace(prepared.embedded, inputs={**prepared.embedded.inputs, **_evidence(settings)}),
         outputs=written,
         ids=folder / f"ids_k{k}.csv",
         times_s={**prepared.times_s, "total_s": time.monotonic() - started},

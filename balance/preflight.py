@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from balance.curation import per_seed
+from balance.curation.config import AugmentConfig
 from balance.data.config import Ids
 from balance.data.slices import same_sound
 from balance.engine.seam import Visible
@@ -38,8 +40,9 @@ def check_search(config: SearchConfig) -> None:
     candidates.check(config.backend)
 
 
-def check_indexes(k: int, budget: int | None, indexes: Mapping[str, Index], ids_as: Ids) -> None:
-    """UserError: audio keys that differ, k beyond the pool, a budget below the seeds, seeds in eval.
+def check_indexes(k: int, augment: AugmentConfig, indexes: Mapping[str, Index], ids_as: Ids) -> None:
+    """UserError: audio keys that differ, k beyond the pool, a budget below the seeds, no K per seed, seeds in
+    eval.
 
     ids_as: how ids are compared (`clip_ids.reading`).
     """
@@ -52,11 +55,13 @@ def check_indexes(k: int, budget: int | None, indexes: Mapping[str, Index], ids_
             "decides by the first line of the joint index, so both must use one; write one of them anew"
         )
     check_k(k, len(pool), f"that {pool.file} lists")
-    if budget is not None and budget < len(seeds):
+    if augment.budget is not None and augment.budget < len(seeds):
         raise UserError(
-            f"augment.budget={budget} is below the {len(seeds):,} seeds, which all stay: type a number of clips from "
-            f"{len(seeds)} on"
+            f"augment.budget={augment.budget} is below the {len(seeds):,} seeds, which all stay: type a number of "
+            f"clips from {len(seeds)} on"
         )
+    if augment.per_seed_k is not None:
+        per_seed.choose(augment.per_seed_k, k, seeds.labels)
     if "eval" in indexes:
         _refuse_seeds_in_eval(seeds, indexes["eval"], ids_as)
 

@@ -37,6 +37,7 @@ class AugmentConfig:
     """The curation steps; each is off unless asked for, but the decontamination by id."""
 
     leaks: Leaks = key(Leaks.id, "which pool clips are copies of eval clips: id, exact, acoustic", common=True)
+    per_seed_k: str | None = key(None, "a probe.json: each seed takes as many of its k neighbours as that supports")
     copies: Copies = key(
         Copies.none, "drop neighbours that copy a seed or another neighbour: exact, acoustic", common=True
     )

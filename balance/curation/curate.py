@@ -1,4 +1,4 @@
-"""The curated set: what of the search's result stays after copies, label balance and budget, one after another.
+"""The curated set: what of the search's result stays after per-seed K, copies, label balance and budget, in turn.
 
 In: splits, the eligible pool rows, the neighbours at K. Out: `Curated`: the clips that stay; of each clip that goes the
 rule, the clip it copies and a value; baselines of the same size. Each step sees the clips that those before it left.
@@ -9,7 +9,7 @@ since the budget takes clips rank by rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias, TypeVar
@@ -17,6 +17,7 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from balance.curation import per_seed
 from balance.curation.balance import metaclip_chances, within_budget
 from balance.curation.baselines import BaselineFigures, Baselines, draw_baselines
 from balance.curation.config import AugmentConfig, Balance, Copies
@@ -29,6 +30,14 @@ from balance.stats.union import Union, union_of
 
 _METACLIP, _BUDGET, _RANDOM, _STRATIFIED = range(4)  # streams of random numbers under one rng_seed
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class PerSeedFigures:
+    """seeds_by_k: K, in digits and ascending -> seeds that take so many; num_beyond: neighbours that no seed takes."""
+
+    seeds_by_k: Mapping[str, int]
+    num_beyond: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +69,7 @@ class BudgetFigures:
 class CurationFigures:
     """`curation` of summary.json, which names the steps that were on."""
 
+    per_seed_k: PerSeedFigures | None = None
     copies: CopyFigures | None = None
     cap: CapFigures | None = None
     budget: BudgetFigures | None = None
@@ -70,7 +80,8 @@ class CurationFigures:
 class Curated:
     """What stays and why.
 
-    union: the neighbours of the augmented set (their columns are of the search's result); removals: the clips of the
+    union: the neighbours of the augmented set (their columns are of the search's result, of each seed the neighbours
+    that it takes); removals: the clips of the
     search's result that a step took out, in the steps' order; notes, warnings: lines to print; per_label: where the
     `{label: [ids]}` file is due.
     """
@@ -91,8 +102,8 @@ class Curated:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Found:
-    """The search's result, which steps choose from; lowest: (U,) int32, the lowest rank that any seed gives each clip
-    of the union."""
+    """The neighbours that seeds take, which steps choose from; lowest: (U,) int32, the lowest rank that any of these
+    seeds gives each clip of the union."""
 
     seeds: Split
     pool: Split
@@ -118,7 +129,7 @@ class _Done:
     out: Int64
     removals: Removals
     note: str
-    figures: CopyFigures | CapFigures | BudgetFigures | None = None
+    figures: PerSeedFigures | CopyFigures | CapFigures | BudgetFigures | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -137,13 +148,17 @@ def curate(
 ) -> Curated:
     """The curation steps after the top K. neighbours: at K; eligible: (e,) pool rows that may be neighbours, ascending.
 
-    Raises UserError: copies by sound without sound, a group of copies that is too large, a budget below the seeds, an
-    unknown label in cap_exempt.
+    Raises UserError: a probe.json that gives no K per seed, copies by sound without sound, a group of copies that is
+    too large, a budget below the seeds, an unknown label in cap_exempt.
     """
-    union = union_of(neighbours)
-    found = _Found(seeds, pool, union, lowest_ranks(neighbours, union))
-    stays = np.ones(len(union), dtype=np.bool_)
+    ks: Int64 | None = None
     done: list[_Done] = []
+    if config.per_seed_k is not None:
+        ks, warnings = per_seed.choose(config.per_seed_k, neighbours.k, seeds.index.labels.take(seeds.embedded))
+        done.append(_beyond_k(ks, neighbours, warnings))
+    union = union_of(neighbours, ks)
+    found = _Found(seeds, pool, union, lowest_ranks(neighbours, union, ks))
+    stays = np.ones(len(union), dtype=np.bool_)
     for step in _steps(config, rng_seed, acoustic):
         done.append(step(found, np.flatnonzero(stays)))
         stays[done[-1].out] = False
@@ -154,6 +169,7 @@ def curate(
         removals=Removals.join(*(one.removals for one in done)),
         baselines=baselines,
         figures=CurationFigures(
+            per_seed_k=_of_kind(PerSeedFigures, (one.figures for one in done)),
             copies=_of_kind(CopyFigures, (one.figures for one in done)),
             cap=_of_kind(CapFigures, (one.figures for one in done)),
             budget=_of_kind(BudgetFigures, (one.figures for one in done)),
@@ -165,12 +181,13 @@ def curate(
     )
 
 
-def lowest_ranks(neighbours: Neighbours, union: Union) -> Int32:
-    """The lowest rank (from 1) that any seed gives each clip of the union, (U,) int32."""
+def lowest_ranks(neighbours: Neighbours, union: Union, ks: Int64 | None = None) -> Int32:
+    """The lowest rank (from 1) that any seed gives each clip of the union, (U,) int32. ks: as of `union_of`."""
     size = int(union.pool_rows.max(initial=-1)) + 1
     lowest = np.zeros(size, dtype=np.int32)
     for rank in range(neighbours.k, 0, -1):  # the lowest is written last
-        lowest[neighbours.pool_rows[:, rank - 1]] = rank
+        rows = neighbours.pool_rows[:, rank - 1]
+        lowest[rows if ks is None else rows[ks >= rank]] = rank
     return lowest[union.pool_rows]
 
 
@@ -188,6 +205,22 @@ def _steps(config: AugmentConfig, rng_seed: int, acoustic: FindCopies | None) ->
     if config.budget is not None:
         steps.append(partial(_keep_budget, config.budget, np.random.default_rng([rng_seed, _BUDGET])))
     return steps
+
+
+def _beyond_k(ks: Int64, neighbours: Neighbours, warnings: tuple[str, ...]) -> _Done:
+    """Before the steps: the neighbours that no seed takes, which the union of the others does not hold."""
+    union = union_of(neighbours)
+    beyond = np.flatnonzero(~np.isin(union.pool_rows, union_of(neighbours, ks).pool_rows))
+    ranks = lowest_ranks(neighbours, union)[beyond].astype(np.float64)
+    by_k = {str(k): int(num) for k, num in zip(*np.unique(ks, return_counts=True), strict=True)}
+    each = ", ".join(f"{k} for {num:,} seeds" for k, num in by_k.items())
+    return _Done(
+        out=np.empty(0, dtype=np.int64),
+        removals=Removals.of(union.pool_rows[beyond], Rule.per_seed_k, value=ranks),
+        figures=PerSeedFigures(by_k, len(beyond)),
+        note=f"K per seed: {each}; {len(beyond):,} of {len(union):,} neighbours lie beyond",
+        warnings=warnings,
+    )
 
 
 def _drop_copies(kind: Copies, acoustic: FindCopies | None, found: _Found, at: Int64) -> _Done:

@@ -33,6 +33,11 @@ class Rule(enum.Enum):
         "correlation",
         "sounds like the evaluation clip {because_of} (correlation {value:.3f})",
     )
+    per_seed_k = (
+        "Beyond the K of each seed",
+        "rank",
+        "came at rank {value:.0f} or later, beyond the K of each seed that has it among its neighbours",
+    )
     copy_exact = (
         "Copies of a seed or neighbour, equal samples",
         "correlation",
@@ -67,7 +72,7 @@ class Removals:
 
     rows: (n,) int64 of the pool index; Arrow arrays beside it: rule (string, names of `Rule`); because_of: id of the
     clip that it copies (null where it copies none); value (double): correlation of a copy (1 where exact), per_label
-    of the cap, probability to stay of metaclip, rank of the budget; null for an id.
+    of the cap, probability to stay of metaclip, rank of the budget and of per_seed_k; null for an id.
     """
 
     rows: Int64

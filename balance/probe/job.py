@@ -96,7 +96,7 @@ def write(folder: Path, dataset: str, found: Findings) -> None:
 def data_for(settings: ProbeSettings, kept: pipeline.Kept, key: str, ks: Sequence[int]) -> tuple[Prepared, ProbeData]:
     """The run at the largest of these K's, without copies of evaluation clips in its pool, and what is probed of it;
     what is said of `k` is said of their key here."""
-    augment = dataclasses.replace(settings.augment, leaks=guard_of(settings))
+    augment = dataclasses.replace(settings.augment, leaks=guard_of(settings), per_seed_k=None)
     try:
         prepared = pipeline.prepare(dataclasses.replace(settings, k=max(ks), augment=augment), kept)
     except UserError as error:

@@ -42,18 +42,23 @@ class Union:
         )
 
 
-def union_of(neighbours: Neighbours) -> Union:
-    """The distinct neighbours with their best pair. O(pairs + pool), no sort of the pairs."""
+def union_of(neighbours: Neighbours, ks: Int64 | None = None) -> Union:
+    """The distinct neighbours with their best pair. O(pairs + pool), no sort of the pairs.
+
+    ks: (S,) int64, how many each seed takes; None: all.
+    """
     num_seeds, k = neighbours.pool_rows.shape
     flat = neighbours.pool_rows.reshape(-1)
     size = int(flat.max(initial=-1)) + 1
-    counts = np.bincount(flat, minlength=size).astype(np.int64)
+    taken = slice(None) if ks is None else (np.arange(k) < ks[:, None]).reshape(-1)
+    counts = np.bincount(flat[taken], minlength=size).astype(np.int64)
     best = np.full(size, -np.inf, dtype=np.float32)
-    np.maximum.at(best, flat, neighbours.similarities.reshape(-1))
+    np.maximum.at(best, flat[taken], neighbours.similarities.reshape(-1)[taken])
     key = np.full(size, num_seeds * k, dtype=np.int64)  # rank, then seed order
     for rank in range(k):
         rows = neighbours.pool_rows[:, rank]
-        at = np.flatnonzero(neighbours.similarities[:, rank] == best[rows])
+        is_best = neighbours.similarities[:, rank] == best[rows]
+        at = np.flatnonzero(is_best if ks is None else is_best & (rank < ks))
         np.minimum.at(key, rows[at], rank * num_seeds + at)
     pool_rows = np.flatnonzero(counts).astype(np.int64)
     chosen = key[pool_rows]

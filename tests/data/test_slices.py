@@ -11,6 +11,7 @@ import pytest
 import soundfile
 
 from balance.audio import decode
+from balance.curation.config import AugmentConfig
 from balance.data import media
 from balance.data.build_index import build
 from balance.data.config import ColumnsConfig, DatasetConfig, Format, Ids, IndexConfig
@@ -74,11 +75,11 @@ def test_seeds_in_eval_are_named() -> None:
     evaluation = index(("abcdefghijk_30", "d"), ("Ybcdefghijkl", "e"))
     found = {"seeds": seeds, "pool": pool, "eval": evaluation}
     with pytest.raises(UserError, match=r"2 seeds .*Yabcdefghijk, bcdefghijkl_1"):
-        check_indexes(1, None, found, Ids.youtube)
-    check_indexes(1, None, found, Ids.whole)
+        check_indexes(1, AugmentConfig(), found, Ids.youtube)
+    check_indexes(1, AugmentConfig(), found, Ids.whole)
     cut = {"seeds": index(("v_1", "v.mp3#t=1,2")), "pool": pool, "eval": index(("v_1.5", "v.mp3#t=1.5,9"))}
     with pytest.raises(UserError, match=r"1 seeds .*v_1"):
-        check_indexes(1, None, cut, Ids.whole)
+        check_indexes(1, AugmentConfig(), cut, Ids.whole)
 
 
 def record(id: str, bos: str | None, eos: str | None, suffix: str = "flac") -> dict[str, object]:
