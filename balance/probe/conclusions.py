@@ -156,7 +156,8 @@ class _Finder:
         )
 
     def _comparisons(self) -> list[Comparison]:
-        """Neighbours and runs against draws and rivals, rivals against random; the headline against seeds and pool."""
+        """Neighbours and runs against draws and rivals, rivals against random; the headline against seeds and
+        pool; the set of K's per seed against the best single K."""
         out = []
         chosen = (training_sets.NEIGHBOURS, training_sets.RUN)
         rivals = training_sets.RIVALS
@@ -164,6 +165,9 @@ class _Finder:
             random = next((g for g in self.groups if g.rule == training_sets.RANDOM and g.matches(group)), None)
             if group.rule in rivals and random is not None:
                 out += self._compare(group, random)
+            if group.rule == training_sets.PER_SEED:
+                of_all = next(g for g in self.groups if (g.rule, g.k) == (chosen[0], self.table.recommended))
+                out += self._compare(group, of_all)
             if group.rule in chosen:
                 for reference in self.groups:
                     known = reference.rule in (training_sets.RANDOM, training_sets.STRATIFIED, *rivals)

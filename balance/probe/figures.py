@@ -64,6 +64,9 @@ def size_curve(found: Findings, classifier: str) -> Markup:
             elif arm.rule == training_sets.RUN:
                 _point(axes, arm.num_clips, value, INK, "P", size=9)
                 _note(axes, short_name(arm.arm), arm.num_clips, value, at_left=True)
+            elif arm.rule == training_sets.PER_SEED:
+                _point(axes, arm.num_clips, value, CHOSEN, "P", size=9)
+                _note(axes, arm.arm, arm.num_clips, value)
             elif arm.rule in training_sets.RIVALS:
                 marker = RIVAL_MARKERS[training_sets.RIVALS.index(arm.rule)]
                 _point(axes, arm.num_clips, value, OTHER, marker, size=6)

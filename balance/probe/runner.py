@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from balance.curation import rivals
+from balance.curation.per_seed import SupportedK
 from balance.errors import UserError
 from balance.probe import heads, intervals, knn, logistic, results, training_sets
 from balance.probe.config import Judge, ProbeConfig, Reading
@@ -29,6 +30,7 @@ from balance.probe.intervals import Estimate, smallest_good
 from balance.probe.ranking_metrics import Ranking, mean
 from balance.probe.results import FIGURES, Evaluation, FitResult, Penalty, Table
 from balance.probe.training_sets import Arm
+from balance.probe.value import own_ks
 from balance.records import Float32, Float64
 from balance.runtime import files
 
@@ -76,19 +78,26 @@ class Probe:
         return out
 
     def run(self, table: Sequence[Arm] | None = None) -> Table:
-        """All fits, the choice of K, and at the end the evaluation; table: instead of `arms()`, in its order."""
+        """All fits, the choice of K, the set of K's per seed where it is another, and at the end the evaluation;
+        table: instead of `arms()`, in its order."""
         table = self.arms() if table is None else table
         judge = self.judge_for(table)
         fits: list[FitResult] = []
         near: Penalty | None = None
+        of_k: dict[int | None, Penalty] = {}
         for arms in _sizes(table):
             near = self.penalty(arms[:2], judge, near)  # a rule and its first draw: neither has a λ of its own
+            if arms[0].rule == training_sets.NEIGHBOURS:
+                of_k[arms[0].k] = near
             for arm in arms:
                 self._done = len(fits)
                 fits.append(self.fit(arm, judge, near))
         order = {id(arm): i for i, arm in enumerate(table)}
         fits.sort(key=lambda fit: order[id(fit.arm)])
         recommended, gains = self._choose_k(fits)
+        if recommended is not None and (per_seed := self._per_seed(fits, recommended)) is not None:
+            self._done = len(fits)
+            fits.append(self.fit(per_seed, judge, of_k[recommended]))
         judged_in = f"{judge.value} of {self.config.folds} folds"
         return Table(tuple(fits), self._evaluate(fits), judged_in, recommended, gains)
 
@@ -143,6 +152,20 @@ class Probe:
             deviations.append(arm.heldout_deviations)
         best = smallest_good(self.config.k, np.array(values), np.stack(deviations, axis=1), np.array(beats))
         return best, gains
+
+    def _per_seed(self, fits: Sequence[FitResult], recommended: int) -> Arm | None:
+        """The set of `augment.per_seed_k`; None where no label has a K of its own, or a fit is not finished."""
+        nested = [fit for fit in fits if fit.arm.rule in (training_sets.SEEDS, training_sets.NEIGHBOURS)]
+        if any(fit.unfinished > logistic.SETTLED for fit in nested):
+            return None
+        by_label = zip(self.data.label_ids, own_ks(nested, recommended).tolist(), strict=True)
+        own = {label: k for label, k in by_label if k != recommended}
+        if not own:
+            return None
+        ks = SupportedK(recommended, own, frozenset(self.data.label_ids), self.data.same_space).of_seeds(
+            self.data.seeds.labels
+        )
+        return training_sets.per_seed(self.data.chosen, self.fitter.folds, ks)
 
     def _evaluate(self, fits: Sequence[FitResult]) -> tuple[dict[str, Evaluation], ...]:
         """Figures of all fits; beside `ranking` the only place that reads the evaluation clips."""

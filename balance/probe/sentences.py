@@ -37,6 +37,7 @@ LIMITS = (
 _AGAINST = {
     training_sets.RANDOM: "as many random pool clips",
     training_sets.STRATIFIED: "as many clips with the same label sets",
+    training_sets.NEIGHBOURS: "the best single K",
     training_sets.SEEDS: "the seeds alone",
     training_sets.POOL: "the whole pool",
     training_sets.POOL_WEIGHTED: "the whole pool, weighted",
@@ -58,6 +59,7 @@ def sentences_of(found: Findings, no_k: str | None) -> list[str]:
     if (value := found.value_of_neighbours) is not None:
         steps = [f"ranks {x.from_k + 1} to {x.to_k} {_of_step(x)}" for x in value.steps]
         out.append(f"One more neighbour, mAP per 1,000 added clips: {'; '.join(steps)}.")
+    out += _on_per_seed(found)
     if tested := [label for label in found.labels if label.p is not None]:
         up = sum(label.resolved and (label.gain or 0.0) > 0 for label in tested)
         down = sum(label.resolved and (label.gain or 0.0) < 0 for label in tested)
@@ -66,6 +68,17 @@ def sentences_of(found: Findings, no_k: str | None) -> list[str]:
             f"false discovery rate of {FALSE_DISCOVERIES:.0%}; the others are not resolved."
         )
     return out
+
+
+def _on_per_seed(found: Findings) -> list[str]:
+    """Where `augment.per_seed_k` has nothing to win: no label's own K is resolved, or no gain of the whole set."""
+    k = found.recommended_k
+    if k is None or found.value_of_neighbours is None:
+        return []
+    against = next((one for one in found.conclusions if one.arm == training_sets.PER_SEED), None)
+    if against is None:
+        return [f"K per seed: no gain: no label is resolved to be served better by another K than {k}."]
+    return [] if against.verdict is Verdict.gain else [f"K per seed: no gain over K = {k} for all is shown."]
 
 
 def _of_step(step: Step) -> str:

@@ -24,6 +24,7 @@ Int8 = npt.NDArray[np.int8]
 SEEDS, NEIGHBOURS, RANDOM, STRATIFIED = "seeds", "neighbours", "random", "stratified"
 RIVALS = tuple(rivals.RULES)
 POOL, POOL_WEIGHTED, RUN = "pool", "pool_weighted", "run"
+PER_SEED = "per-seed K"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,6 +101,12 @@ def neighbours(chosen: Int32 | Int64, folds: Int64, k: int) -> Arm:
     top = chosen[:, :k]
     rows = np.unique(top[top >= 0]).astype(np.int64)
     return Arm(NEIGHBOURS, NEIGHBOURS, k, rows, excluded_folds(top, folds, rows))
+
+
+def per_seed(chosen: Int32 | Int64, folds: Int64, ks: Int64) -> Arm:
+    """Seeds + the union of the first ks[i] neighbours of seed i, ks: (S,); chosen: as of `neighbours`."""
+    taken = np.where(np.arange(chosen.shape[1]) < ks[:, None], chosen, -1)
+    return dataclasses.replace(neighbours(taken, folds, chosen.shape[1]), rule=PER_SEED, name=PER_SEED, k=None)
 
 
 def _draw(rule: str, like: Arm, rows: Int64, number: int, rng: np.random.Generator) -> Arm:

@@ -17,7 +17,7 @@ from balance.probe.findings import LabelValue, Step, ValueOfNeighbours, rounded
 from balance.probe.intervals import Estimate
 from balance.probe.ranking_metrics import mean
 from balance.probe.results import LINEAR, FitResult, Table
-from balance.records import Float64
+from balance.records import Float64, Int64
 
 FALSE_DISCOVERIES = 0.1  # among the labels that are given a K of their own
 
@@ -35,23 +35,33 @@ class _Curve:
 def value_of_neighbours(table: Table, label_ids: Sequence[str], recommended: int | None) -> ValueOfNeighbours | None:
     """The curve and the K's that it supports; None where no nested sets are in the table. recommended: the K of all, if
     one is; else the smallest within one standard error of the best on held-out seeds."""
-    rules = (training_sets.SEEDS, training_sets.NEIGHBOURS)
-    of_k = {fit.arm.k or 0: i for i, fit in enumerate(table.fits) if fit.arm.rule in rules}
-    if set(of_k) <= {0}:
+    curve = _curve(table.fits)
+    if set(curve.ks) <= {0}:
         return None
-    ks = sorted(of_k)
-    fits = [table.fits[of_k[k]] for k in ks]
-    curve = _Curve(
-        ks, [of_k[k] for k in ks], np.stack([fit.heldout for fit in fits]),
-        np.stack([fit.label_deviations.astype(np.float64) for fit in fits]),
-    )  # fmt: skip
-    single = recommended or _best_k(ks, fits)
+    single = recommended or _best_k(curve.ks, [table.fits[i] for i in curve.places])
     return ValueOfNeighbours(
-        ks=tuple(ks),
-        steps=tuple(_step(table, curve, i) for i in range(1, len(ks))),
+        ks=tuple(curve.ks),
+        steps=tuple(_step(table, curve, i) for i in range(1, len(curve.ks))),
         k=single,
         labels=tuple(_labels(curve, label_ids, single)),
     )
+
+
+def own_ks(fits: Sequence[FitResult], single: int) -> Int64:
+    """The K of each label, (L,): `single`, or the one that held-out seeds resolve to serve it better."""
+    curve = _curve(fits)
+    return np.array(curve.ks, dtype=np.int64)[_own(curve, curve.ks.index(single))]
+
+
+def _curve(fits: Sequence[FitResult]) -> _Curve:
+    rules = (training_sets.SEEDS, training_sets.NEIGHBOURS)
+    of_k = {fit.arm.k or 0: i for i, fit in enumerate(fits) if fit.arm.rule in rules}
+    ks = sorted(of_k)
+    nested = [fits[of_k[k]] for k in ks]
+    return _Curve(
+        ks, [of_k[k] for k in ks], np.stack([fit.heldout for fit in nested]),
+        np.stack([fit.label_deviations.astype(np.float64) for fit in nested]),
+    )  # fmt: skip
 
 
 def _best_k(ks: Sequence[int], fits: Sequence[FitResult]) -> int:
@@ -88,15 +98,7 @@ def _step(table: Table, curve: _Curve, i: int) -> Step:
 def _labels(curve: _Curve, label_ids: Sequence[str], single: int) -> list[LabelValue]:
     """Every label's steps on held-out seeds, and its K."""
     gains = [_differences(curve, i, i - 1) for i in range(1, len(curve.ks))]
-    at = curve.ks.index(single)
-    others = [i for i in range(1, len(curve.ks)) if i != at]
-    better = np.zeros((len(curve.ks), len(label_ids)), dtype=bool)
-    if others:
-        against = [_differences(curve, i, at) for i in others]
-        p = np.stack([intervals.p_values(*one) for one in against])
-        p[np.stack([one[0] for one in against]) <= 0] = 1.0
-        better[others] = intervals.benjamini_hochberg(p.ravel(), FALSE_DISCOVERIES).reshape(p.shape)
-    own = np.where(better.any(axis=0), np.where(better, curve.ap, -np.inf).argmax(axis=0), at)
+    own = _own(curve, curve.ks.index(single))
     out = []
     for label, name in enumerate(label_ids):
         each = [
@@ -114,6 +116,18 @@ def _labels(curve: _Curve, label_ids: Sequence[str], single: int) -> list[LabelV
             )
         )
     return out
+
+
+def _own(curve: _Curve, at: int) -> Int64:
+    """The place of each label's K in the curve, (L,); at: that of the K of all."""
+    others = [i for i, k in enumerate(curve.ks) if k and i != at]
+    better = np.zeros(curve.ap.shape, dtype=bool)
+    if others:
+        against = [_differences(curve, i, at) for i in others]
+        p = np.stack([intervals.p_values(*one) for one in against])
+        p[np.stack([one[0] for one in against]) <= 0] = 1.0
+        better[others] = intervals.benjamini_hochberg(p.ravel(), FALSE_DISCOVERIES).reshape(p.shape)
+    return np.where(better.any(axis=0), np.where(better, curve.ap, -np.inf).argmax(axis=0), at).astype(np.int64)
 
 
 def _differences(curve: _Curve, one: int, other: int) -> tuple[Float64, Float64, Float64]:

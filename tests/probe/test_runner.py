@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from balance.errors import UserError
-from balance.probe import conclusions, training_sets
+from balance.probe import conclusions, page, runner, training_sets
 from balance.probe.config import Judge, ProbeConfig, Rival
 from balance.probe.data import ProbeData, Side, implied_labels
 from balance.probe.estimates import groups_of
@@ -388,3 +388,46 @@ def test_a_large_table_is_judged_in_one_fold(tmp_path, monkeypatch):
     assert probe.judge_for(probe.arms()) is Judge.one
     columns = probe.fitter.heldout_columns(Judge.one)
     assert sorted(columns.labels.tolist()) == list(range(probe.fitter.num_labels))
+
+
+def test_k_per_seed_is_an_arm_beside_the_best_single_k(tmp_path, monkeypatch):
+    problem = small_problem(seeds=60, pool=600, eval=200)
+    own = np.array([20, 10, 20, 5, *[20] * (problem.num_labels - 4)])
+    monkeypatch.setattr(Probe, "_choose_k", lambda self, fits: (20, {}))
+    monkeypatch.setattr(runner, "own_ks", lambda fits, single: own)
+    probe = probe_of(problem, tmp_path, k=[5, 10, 20])
+    chosen = (training_sets.SEEDS, training_sets.NEIGHBOURS, training_sets.RANDOM)
+    table = probe.run([arm for arm in probe.arms() if arm.rule in chosen])
+    ids = problem.label_ids
+    wanted = set()
+    for i in range(len(problem.seeds)):
+        labels = problem.seeds.labels[i]
+        k = max((10 if label == ids[1] else 5 for label in labels if label in (ids[1], ids[3])), default=20)
+        wanted |= set(problem.chosen[i, :k].tolist())
+    assert table.fits[-1].arm.rows.tolist() == sorted(wanted)
+    single = next(fit for fit in table.fits if fit.arm.title == "neighbours k=20")
+    assert table.fits[-1].penalty == single.penalty
+
+    found = conclusions.find(probe, table)
+    row = next(r for r in found.comparisons if (r.arm, r.reading, r.figure) == ("per-seed K", "logistic", "map"))
+    at = table.fits.index(single)
+    values = [table.evaluations[i]["logistic"].summary("map")[0] for i in (-1, at)]
+    assert row.against == "neighbours k=20"
+    assert row.value == pytest.approx(values[0] - values[1], abs=1e-6)
+    assert row.low < row.value < row.high
+    (said,) = [s for s in found.sentences if s.startswith("mAP, per-seed K against the best single K: ")]
+    assert ("gain of" in said) != ("K per seed: no gain over K = 20 for all is shown." in found.sentences)
+    assert "per-seed K" in page.render("x", found)
+
+
+def test_without_a_label_of_its_own_k_per_seed_is_no_gain(tmp_path, monkeypatch):
+    problem = small_problem(seeds=60, pool=600, eval=200)
+    monkeypatch.setattr(Probe, "_choose_k", lambda self, fits: (20, {}))
+    probe = probe_of(problem, tmp_path)
+    arms = [a for a in probe.arms() if a.rule in (training_sets.NEIGHBOURS, training_sets.RANDOM)]
+    table = probe.run(arms)
+    assert len(table.fits) == len(arms)
+    found = conclusions.find(probe, table)
+    assert found.recommended_k == 20
+    said = "K per seed: no gain: no label is resolved to be served better by another K than 20."
+    assert said in found.sentences
