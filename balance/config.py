@@ -277,7 +277,8 @@ def _absolute(settings: Settings) -> Settings:
         eval=None if given.eval is None else index(given.eval),
     )
     encoder = replace(settings.encoder, checkpoint=path(settings.encoder.checkpoint))
-    return replace(settings, dataset=dataset, encoder=encoder, cache_dir=str(settings.cache))
+    augment = replace(settings.augment, exclude=path(settings.augment.exclude))
+    return replace(settings, dataset=dataset, encoder=encoder, augment=augment, cache_dir=str(settings.cache))
 
 
 def as_plain(settings: Settings) -> dict[str, Any]:

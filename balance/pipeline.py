@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from balance import consensus, preflight
 from balance.config import Settings, as_omegaconf, as_plain
-from balance.curation import curate, decontaminate
+from balance.curation import curate, decontaminate, id_lists
 from balance.curation.acoustic import AcousticCopies
 from balance.curation.config import AugmentConfig, Copies, Leaks
 from balance.curation.removed import Removals
@@ -146,8 +146,10 @@ def prepare(settings: Settings, kept: Kept) -> Prepared:
             raise UserError(f"no clip of the {split} has an embedding: there is nothing to search")
 
     started = time.monotonic()
+    lists = id_lists.read_id_lists(settings.augment, {name: split.index for name, split in embedded.splits.items()})
     out, warnings = kept.decontaminated(settings.augment, lambda: _decontaminate(settings, embedded))
-    eligible_positions = _eligible_positions(settings.k, embedded, out)
+    excluded = lists.out(out)
+    eligible_positions = _eligible_positions(settings.k, embedded, Removals.join(out, excluded))
     eligible = embedded.pool.embedded[eligible_positions]
     neighbours = _search(settings, embedded, eligible_positions, kept.engine(settings))
     agreement = None
@@ -164,9 +166,10 @@ def prepare(settings: Settings, kept: Kept) -> Prepared:
         )
     times_s["search_s"] = time.monotonic() - started
     return Prepared(
-        embedded=embedded,
+        embedded=dataclasses.replace(embedded, inputs={**embedded.inputs, **files.input_hashes(lists.files)}),
         decontaminated=out,
-        warnings=warnings,
+        excluded=excluded,
+        warnings=(*lists.warnings, *warnings),
         eligible=eligible,
         neighbours=neighbours,
         consensus=agreement,
@@ -215,6 +218,7 @@ def embed_with(settings: Settings, encoder: EncoderConfig, kept: Kept) -> Path:
 
 def _check(settings: Settings, indexes: dict[str, Index], ids_as: Ids) -> None:
     preflight.check_indexes(settings.k, settings.augment, indexes, ids_as)
+    id_lists.read_id_lists(settings.augment, indexes)  # refused here, before hours of embedding
 
 
 def _embed_media(
@@ -332,17 +336,17 @@ def _scratch(settings: Settings) -> Path | None:
 # -- neighbours ----------------------------------------------------------------------------------------------------
 
 
-def _eligible_positions(k: int, embedded: Embedded, decontaminated: Removals) -> Int64:
-    """The places in `pool.embedded` of the clips that may be neighbours: no seed's id, no copy of an eval clip."""
+def _eligible_positions(k: int, embedded: Embedded, kept_out: Removals) -> Int64:
+    """The places in `pool.embedded` of the clips that may be neighbours: no seed's id, not kept out."""
     seeds, pool = embedded.seeds, embedded.pool
     excluded = same_sound(pool.index, seeds.index, None) >= 0
-    excluded[decontaminated.rows] = True
+    excluded[kept_out.rows] = True
     positions = np.flatnonzero(~excluded[pool.embedded])
     preflight.check_k(
         k,
         len(positions),
         f"that can be neighbours ({len(pool.index):,} listed, {len(pool.embedded):,} embedded, of these "
-        f"{int(excluded[pool.embedded].sum()):,} excluded as seeds or copies of evaluation clips)",
+        f"{int(excluded[pool.embedded].sum()):,} excluded as seeds, copies of evaluation clips or by augment.exclude)",
     )
     return positions
 
@@ -464,7 +468,7 @@ def _write(
     training = formats.write_index(dataset.format, chosen, folder, k, columns=dataset.columns)
     written += training
     written += curation_files.write_curation(
-        folder, k, seeds.index, seeds.embedded, pool.index, prepared.decontaminated, curated
+        folder, k, seeds.index, seeds.embedded, pool.index, prepared.kept_out, curated
     )
     written.append(tables.write_failures(folder, prepared.embedded.failures))
     written.append(tables.write_warnings(folder, prepared.embedded.partial))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from balance.consensus import Agreement
@@ -55,19 +55,25 @@ class Prepared:
     """A run up to the neighbours.
 
     consensus: how far other encoders agree, where `search.also` names their stores; the neighbours are then at K alone,
-    in the order of `search.consensus`. decontaminated: pool clips kept out as copies of evaluation clips; warnings:
-    sentences for console and page;
+    in the order of `search.consensus`. decontaminated: pool clips kept out as copies of evaluation clips; excluded:
+    pool clips kept out by `augment.exclude`; warnings: sentences for console and page;
     eligible: (e,) int64 pool rows that may be neighbours, ascending; neighbours: at max(k, search.k_cache), at most the
     eligible pool; times_s: seconds of each stage of this job (a sweep's later job embeds nothing).
     """
 
     embedded: Embedded
     decontaminated: Removals
+    excluded: Removals = field(default_factory=Removals.none)
     warnings: tuple[str, ...] = ()
     eligible: Int64
     neighbours: Neighbours
     consensus: Agreement | None = None
     times_s: Mapping[str, float]
+
+    @property
+    def kept_out(self) -> Removals:
+        """The pool clips that were out before the search."""
+        return Removals.join(self.decontaminated, self.excluded)
 
     @property
     def seeds(self) -> Split:

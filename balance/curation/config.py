@@ -46,6 +46,7 @@ class AugmentConfig:
     per_label: int | None = key(None, "clips per label: n of the cap, t of metaclip", common=True)
     cap_exempt: list[str] = key_from(list, "label ids that the cap does not count: [/m/04rlf,/m/09x0r]")
     budget: int | None = key(None, "clips of the augmented set, seeds included, taken rank by rank", common=True)
+    exclude: str | None = key(None, "a file of pool clips that never enter: an id per line, such as the map saves")
     controls: int = key(0, "size-matched random sets to compare with, and as many with the same label sets")
 
     def __post_init__(self) -> None:

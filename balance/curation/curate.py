@@ -67,8 +67,9 @@ class BudgetFigures:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CurationFigures:
-    """`curation` of summary.json, which names the steps that were on."""
+    """`curation` of summary.json, which names the steps that were on. excluded: pool clips, out before the search."""
 
+    excluded: int | None = None
     per_seed_k: PerSeedFigures | None = None
     copies: CopyFigures | None = None
     cap: CapFigures | None = None

@@ -33,6 +33,7 @@ class Rule(enum.Enum):
         "correlation",
         "sounds like the evaluation clip {because_of} (correlation {value:.3f})",
     )
+    excluded = ("Excluded by hand", "value", "is in the list of augment.exclude")
     per_seed_k = (
         "Beyond the K of each seed",
         "rank",

@@ -20,6 +20,7 @@ from balance.data.config import Ids
 from balance.data.media import ALL_AUDIO
 from balance.errors import UserError
 from balance.records import Index, Strings, duplicate_ids
+from balance.runtime.remote import AnyPath
 from balance.runtime.wording import listed
 
 log = logging.getLogger(__name__)
@@ -73,20 +74,33 @@ def id_of_path(path: str) -> str:
 
 def read_id_file(path: Path) -> Strings:
     """One id per line, UTF-8, no header -> Arrow string array. CRLF and a missing last line end are tolerated."""
-    try:
-        text = path.read_bytes().decode()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; it must hold the id of each vector, one per line") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    lines = text.replace("\r\n", "\n").split("\n")
+    lines = _lines(path, "the id of each vector")
     if lines[-1] == "":
         lines.pop()
     if "" in lines:
         raise UserError(f"{path} line {lines.index('') + 1}: empty line; one id per line")
     return id_array(lines, lambda row: f"{path} line {row + 1}")
+
+
+def read_id_list(path: AnyPath) -> Strings:
+    """Distinct ids, one per line, UTF-8, no header -> Arrow string array in the file's order; blank lines are passed
+    over. UserError also where there is no id."""
+    numbered = [(number, line) for number, line in enumerate(_lines(path, "ids of clips"), start=1) if line.strip()]
+    if not numbered:
+        raise UserError(f"{path}: holds no id; it must hold ids of clips, one per line")
+    return pc.unique(id_array([line for _, line in numbered], lambda row: f"{path} line {numbered[row][0]}"))
+
+
+def _lines(path: AnyPath, what: str) -> list[str]:
+    """The lines of a file that must hold `what`; UserError where it cannot be read."""
+    try:
+        return path.read_bytes().decode().replace("\r\n", "\n").split("\n")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; it must hold {what}, one per line") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def refuse_duplicates(where: str, ids: Strings) -> None:

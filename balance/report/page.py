@@ -124,7 +124,7 @@ def render(folder: Path, about: About, prepared: Prepared, k: int, curated: Cura
             figures=_figures(stats, num_seeds, len(prepared.eligible), k),
             disputed=_disputed(summary, prepared.embedded.ontology),
             reasons=REASONS,
-            rules=_rules(prepared.embedded.splits, Removals.join(prepared.decontaminated, curated.removals), links),
+            rules=_rules(prepared.embedded.splits, Removals.join(prepared.kept_out, curated.removals), links),
             listening=clips,
             audible=any(clip.audio for clip in shown),
             pictured=any(clip.picture for clip in shown),

@@ -97,12 +97,14 @@ def _short(path: Path) -> Path:
 
 
 def _kept_out(prepared: Prepared) -> list[str]:
-    """What the decontamination took: for each rule a count and three examples, as `pool id = evaluation id`."""
+    """What was out before the search: for each rule a count and three examples, as `pool id = evaluation id`."""
     out = prepared.decontaminated
     pairs = zip(prepared.pool.index.ids.take(pa.array(out.rows)).to_pylist(), out.because_of.to_pylist(), strict=True)
     by_rule: dict[str, list[str]] = {}
     for rule, (ours, theirs) in zip(out.rule.to_pylist(), pairs, strict=True):
         by_rule.setdefault(rule, []).append(f"{ours} = {theirs}")
+    if len(prepared.excluded):
+        by_rule[Rule.excluded.name] = prepared.pool.index.ids.take(pa.array(prepared.excluded.rows)).to_pylist()
     return [
         f"{Rule[rule].title}: {len(shown):,} pool clips cannot be chosen: {listed(shown, _NUM_EXAMPLES)}"
         for rule, shown in by_rule.items()

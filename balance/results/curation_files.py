@@ -1,6 +1,6 @@
 """The files that curation adds to a run: who was taken out and why, the label file, the baselines.
 
-In: the removals of the decontamination, and `Curated`. Out: `decisions.parquet`, VIP-ANT's `{label: [ids]}` file where
+In: what was kept out before the search, and `Curated`. Out: `decisions.parquet`, VIP-ANT's `{label: [ids]}` file where
 labels were balanced, and an index of each baseline (seeds first, like the augmented set). A clip is named once: what is
 excluded before the search meets no curation step.
 """
@@ -25,12 +25,12 @@ SCHEMA = pa.schema([("id", pa.string()), ("rule", pa.string()), ("by", pa.string
 
 
 def write_curation(
-    folder: Path, k: int, seeds: Index, seed_rows: Int64, pool: Index, decontaminated: Removals, curated: Curated
+    folder: Path, k: int, seeds: Index, seed_rows: Int64, pool: Index, kept_out: Removals, curated: Curated
 ) -> list[Path]:
     """`decisions.parquet` (id, rule, by, value: see `Removals`), `labels_k{K}_{n}.k`, `src_random_k{K}_{i}.csv`
     and `src_stratified_k{K}_{i}.csv` (i from 1), with their weights; where the index has no lines `ids_random_…`."""
     written = [folder / "decisions.parquet"]
-    out = Removals.join(decontaminated, curated.removals)
+    out = Removals.join(kept_out, curated.removals)
     columns = [pool.ids.take(pa.array(out.rows)).cast(pa.string()), out.rule, out.because_of, out.value]
     with files.atomic(written[0]) as file:
         pq.write_table(pa.table(columns, schema=SCHEMA), file)

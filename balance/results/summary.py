@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,7 @@ def summarise(prepared: Prepared, k: int, curated: Curated) -> Summary:
         num_partial=len(prepared.embedded.partial),
         sample_rates=_sample_rates(prepared.embedded),
         fingerprint=prepared.embedded.fingerprint,
-        curation=curated.figures,
+        curation=replace(curated.figures, excluded=len(prepared.excluded) or None),
         consensus=prepared.consensus,
     )
 
