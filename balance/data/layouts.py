@@ -2,8 +2,10 @@
 
 In: a list in its data set's own form, and the folds or splits to take of it. Out: the list in AudioSet's columns. A
 label id is the set's own (`/m/…`), else the label's name without the commas, quotes and semicolons that lists join by.
-Captions and the times of single events have no place in an index and are left out. Sources: the data sets' own
-releases (ESC-50, FSD50K, UrbanSound8K, VGGSound, AudioCaps, AudioSet's strong labels).
+VGGSound takes two clips of some videos: these have the ids of its own file names, `{video}_{start:06d}`, since an index
+names files by ids; every other id is the video's, which most downloaders' file names hold. Captions and the times of
+single events have no place in an index and are left out. Sources: the data sets' own releases (ESC-50, FSD50K,
+UrbanSound8K, VGGSound, AudioCaps, AudioSet's strong labels).
 """
 
 from __future__ import annotations
@@ -26,14 +28,14 @@ Row = Mapping[str, str]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Clip:
-    """What one row says. labels: (id, name); bos_s, eos_s: None where nobody says; alias: another name of its file."""
+    """What one row says. labels: (id, name); bos_s, eos_s: None where nobody says; aliases: other names of its file."""
 
     id: str
     bos_s: float | None = None
     eos_s: float | None = None
     labels: Sequence[tuple[str, str]] = ()
     split: str = ""
-    alias: str = ""
+    aliases: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +47,7 @@ class _Form:
     header: bool = True
     delimiter: str = ","
     rows_per_clip: bool = False  # several rows may be one clip: its events, its captions
+    clips_per_video: bool = False  # rows with one id and different starts are clips of one video
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -90,6 +93,8 @@ def _read_classes(media: Path, name: str) -> Listed:
 
 def _read_form(form: _Form, path: Path, splits: Sequence[str] | None) -> Listed:
     rows = list(_rows(form, path))
+    if form.clips_per_video:
+        rows = _tell_apart(rows)
     known = _display_names(path.with_name("mid_to_display_name.tsv"))
     existing = dict.fromkeys(clip.split for _, clip in rows)
     if absent := [split for split in splits or [] if split not in existing]:
@@ -110,7 +115,7 @@ def _read_form(form: _Form, path: Path, splits: Sequence[str] | None) -> Listed:
             [",".join(dict.fromkeys(id for id, _ in clip.labels)) for clip in clips],
         ),
         names={id: known.get(id, name) for _, clip in rows for id, name in clip.labels},
-        aliases={clip.alias: clip.id for _, clip in chosen if clip.alias},
+        aliases={alias: clip.id for _, clip in chosen for alias in clip.aliases},
     )
 
 
@@ -118,6 +123,20 @@ def _display_names(path: Path) -> dict[str, str]:
     """Label id -> name, of the file that AudioSet publishes beside its strong labels; none without it."""
     lines = path.read_text("utf-8").splitlines() if path.is_file() else []
     return {id: name for id, tab, name in (line.partition("\t") for line in lines) if tab}
+
+
+def _tell_apart(rows: Sequence[tuple[int, _Clip]]) -> list[tuple[int, _Clip]]:
+    """The same rows; clips of one video are named by their start too, as the set and as downloaders name the files."""
+    starts: dict[str, set[float | None]] = {}
+    for _, clip in rows:
+        starts.setdefault(clip.id, set()).add(clip.bos_s)
+    return [(number, _by_start(clip) if len(starts[clip.id]) > 1 else clip) for number, clip in rows]
+
+
+def _by_start(clip: _Clip) -> _Clip:
+    start_s, end_s = int(clip.bos_s or 0), int(clip.eos_s or 0)
+    times = (f"{start_s}", f"{start_s}000", f"{start_s}_{end_s}", f"{start_s}000_{end_s}000")
+    return replace(clip, id=f"{clip.id}_{start_s:06d}", aliases=[f"{clip.id}_{text}" for text in times])
 
 
 def _merge(form: _Form, path: Path, rows: Sequence[tuple[int, _Clip]]) -> tuple[list[int], list[_Clip]]:
@@ -190,7 +209,7 @@ def _vggsound(row: Row) -> _Clip:
 
 def _audiocaps(row: Row) -> _Clip:
     start_s = float(row["start_time"])
-    return _Clip(id=row["youtube_id"], bos_s=start_s, eos_s=start_s + 10, alias=row["audiocap_id"])
+    return _Clip(id=row["youtube_id"], bos_s=start_s, eos_s=start_s + 10, aliases=[row["audiocap_id"]])
 
 
 def _audioset_strong(row: Row) -> _Clip:
@@ -203,7 +222,9 @@ _FORMS = {
     Layout.esc50: _Form(columns=("filename", "fold", "category"), read=_esc50),
     Layout.fsd50k: _Form(columns=("fname", "labels", "mids"), read=_fsd50k),
     Layout.urbansound8k: _Form(columns=("slice_file_name", "start", "end", "fold", "class"), read=_urbansound8k),
-    Layout.vggsound: _Form(columns=("id", "start", "label", "split"), read=_vggsound, header=False),
+    Layout.vggsound: _Form(
+        columns=("id", "start", "label", "split"), read=_vggsound, header=False, clips_per_video=True
+    ),
     Layout.audiocaps: _Form(
         columns=("audiocap_id", "youtube_id", "start_time", "caption"), read=_audiocaps, rows_per_clip=True
     ),

@@ -1,4 +1,11 @@
-"""Other data sets' own list files, a few lines in the true shape of each -> indexes."""
+"""Other data sets' own list files -> indexes.
+
+The lines are those of the releases: ESC-50 `meta/esc50.csv`, UrbanSound8K `metadata/UrbanSound8K.csv`, FSD50K
+`FSD50K.ground_truth/dev.csv` (as in github.com/soundata/soundata), AudioCaps `dataset/val.csv` (github.com/cdjkim/
+audiocaps), VGGSound `vggsound.csv` (its columns: README of github.com/hche11/VGGSound; two clips of one video: its
+`data/test.csv`), AudioSet's strong labels as research.google.com/audioset/download_strong.html describes them. Only the
+last line of these is made up, for an id that is hard to tell from its time.
+"""
 
 from __future__ import annotations
 
@@ -21,21 +28,28 @@ ESC50 = """filename,fold,target,category,esc10,src_file,take
 2-102581-A-29.wav,2,29,drinking_sipping,False,102581,A
 """
 FSD50K = """fname,labels,mids,split
-64760,"Electric_guitar,Guitar,Music","/m/02sgy,/m/0342h,/m/04rlf",train
-16399,"Male_speech_and_man_speaking,Speech","/m/05zppz,/m/09x0r",val
+64760,"Electric_guitar,Guitar,Plucked_string_instrument,Musical_instrument,Music","/m/02sgy,/m/0342h,/m/0fx80y,/m/04szw,/m/04rlf",train
+86100,"Electric_guitar,Guitar,Plucked_string_instrument,Musical_instrument,Music","/m/02sgy,/m/0342h,/m/0fx80y,/m/04szw,/m/04rlf",val
 """
+GUITAR = {"/m/02sgy": "Electric guitar", "/m/0342h": "Guitar", "/m/0fx80y": "Plucked string instrument"} | {
+    "/m/04szw": "Musical instrument",
+    "/m/04rlf": "Music",
+}
 URBANSOUND8K = """slice_file_name,fsID,start,end,salience,fold,classID,class
 100032-3-0-0.wav,100032,0.0,0.317551,1,5,3,dog_bark
 100263-2-0-117.wav,100263,58.5,62.5,1,5,2,children_playing
 101415-3-0-2.wav,101415,1.0,5.0,1,1,3,dog_bark
 """
 VGGSOUND = """---g-f_I2yQ,1,people marching,test
---0PQM4-hqg,30,"playing violin, fiddle",train
+--0PQM4-hqg,30,waterfall burbling,train
+0_8-g2rof7E,49,"heart sounds, heartbeat",test
+B5KE79I2f-A,188,wind noise,test
+B5KE79I2f-A,220,wind noise,test
 """
 AUDIOCAPS = """audiocap_id,youtube_id,start_time,caption
-91139,r1nicOVtvkQ,130,A woman talks nearby as water pours
-58146,-oKrrlNSGMk,30,"Multiple clanging, and clanking sounds"
-91140,r1nicOVtvkQ,130,Water is splashing as a woman speaks
+107890,uYT5gxnyMWM,50,"A young female speaks, followed by spraying and a female screaming"
+108945,tdWhHV3X25Q,60,An audience gives applause as a man yells and a group sings
+109274,uYT5gxnyMWM,50,A girl speaks followed by a scream and more girls talking
 """
 STRONG = """segment_id\tstart_time_seconds\tend_time_seconds\tlabel
 b0RFKhbpFJA_30000\t0.000\t10.000\t/m/03m9d0z
@@ -56,13 +70,12 @@ SETS: dict[Layout, tuple[str, dict[str, str], list[dict[str, Any]], dict[str, st
     ),
     Layout.fsd50k: (
         FSD50K,
-        {"FSD50K.dev_audio/64760.wav": "64760", "FSD50K.dev_audio/16399.wav": "16399"},
+        {"FSD50K.dev_audio/64760.wav": "64760", "FSD50K.dev_audio/86100.wav": "86100"},
         [
-            {"id": "64760", "labels": ["/m/02sgy", "/m/0342h", "/m/04rlf"]},
-            {"id": "16399", "labels": ["/m/05zppz", "/m/09x0r"]},
+            {"id": "64760", "labels": [*GUITAR]},
+            {"id": "86100", "labels": [*GUITAR]},
         ],
-        {"/m/02sgy": "Electric guitar", "/m/0342h": "Guitar", "/m/04rlf": "Music"}
-        | {"/m/05zppz": "Male speech and man speaking", "/m/09x0r": "Speech"},
+        GUITAR,
     ),
     Layout.urbansound8k: (
         URBANSOUND8K,
@@ -75,19 +88,25 @@ SETS: dict[Layout, tuple[str, dict[str, str], list[dict[str, Any]], dict[str, st
     ),
     Layout.vggsound: (
         VGGSOUND,
-        {"---g-f_I2yQ_000001.wav": "---g-f_I2yQ", "train/--0PQM4-hqg_30000_40000.flac": "--0PQM4-hqg"},
+        {"---g-f_I2yQ_000001.wav": "---g-f_I2yQ", "train/--0PQM4-hqg_30000_40000.flac": "--0PQM4-hqg"}
+        | {"0_8-g2rof7E.wav": "0_8-g2rof7E", "B5KE79I2f-A_000188.wav": "B5KE79I2f-A_000188"}
+        | {"B5KE79I2f-A_220000_230000.flac": "B5KE79I2f-A_000220"},
         [
             {"id": "---g-f_I2yQ", "bos": "1.000", "eos": "11.000", "labels": ["people marching"]},
-            {"id": "--0PQM4-hqg", "bos": "30.000", "eos": "40.000", "labels": ["playing violin fiddle"]},
+            {"id": "--0PQM4-hqg", "bos": "30.000", "eos": "40.000", "labels": ["waterfall burbling"]},
+            {"id": "0_8-g2rof7E", "bos": "49.000", "eos": "59.000", "labels": ["heart sounds heartbeat"]},
+            {"id": "B5KE79I2f-A_000188", "bos": "188.000", "eos": "198.000", "labels": ["wind noise"]},
+            {"id": "B5KE79I2f-A_000220", "bos": "220.000", "eos": "230.000", "labels": ["wind noise"]},
         ],
-        {"people marching": "people marching", "playing violin fiddle": "playing violin, fiddle"},
+        {id: id for id in ("people marching", "waterfall burbling", "wind noise")}
+        | {"heart sounds heartbeat": "heart sounds, heartbeat"},
     ),
     Layout.audiocaps: (
         AUDIOCAPS,
-        {"Yr1nicOVtvkQ.wav": "r1nicOVtvkQ", "train/58146.wav": "-oKrrlNSGMk"},
+        {"YuYT5gxnyMWM.wav": "uYT5gxnyMWM", "val/108945.wav": "tdWhHV3X25Q"},
         [
-            {"id": "r1nicOVtvkQ", "bos": "130.000", "eos": "140.000", "labels": []},
-            {"id": "-oKrrlNSGMk", "bos": "30.000", "eos": "40.000", "labels": []},
+            {"id": "uYT5gxnyMWM", "bos": "50.000", "eos": "60.000", "labels": []},
+            {"id": "tdWhHV3X25Q", "bos": "60.000", "eos": "70.000", "labels": []},
         ],
         {},
     ),
@@ -142,7 +161,7 @@ def test_lists_of_other_data_sets(tmp_path: Path, layout: Layout) -> None:
         (Layout.esc50, 2, "list_2", ["2-102581-A-29"]),
         (Layout.esc50, [1, 2], "list_1-2", ["1-100032-A-0", "1-100038-A-14", "2-102581-A-29"]),
         (Layout.urbansound8k, ["5"], "list_5", ["100032-3-0-0", "100263-2-0-117"]),
-        (Layout.fsd50k, "val", "list_val", ["16399"]),
+        (Layout.fsd50k, "val", "list_val", ["86100"]),
         (Layout.vggsound, "train", "list_train", ["--0PQM4-hqg"]),
     ],
 )
@@ -152,6 +171,16 @@ def test_folds_and_splits(tmp_path: Path, layout: Layout, splits: Any, name: str
     index(tmp_path, layout, text, splits=splits)
     assert read_index(tmp_path / "out" / f"src_{name}.csv").ids.to_pylist() == ids
     assert read_ontology(None, tmp_path / "out")[0] == names  # of the whole list, for all of its splits
+
+
+@pytest.mark.parametrize("times", ["000220", "220", "220000", "220_230", "220000_230000"])
+def test_two_clips_of_one_video(tmp_path: Path, times: str) -> None:
+    """595 videos of VGGSound's own data/test.csv have two clips; a file of the whole video is neither of them."""
+    touch(tmp_path, {"B5KE79I2f-A.wav": "whole", f"B5KE79I2f-A_{times}.wav": "cut"})
+    index(tmp_path, Layout.vggsound, VGGSOUND, splits="test")
+    read = read_index(tmp_path / "out" / "src_list_test.csv")
+    assert read.ids.to_pylist() == ["B5KE79I2f-A_000220"]
+    assert (tmp_path / "out" / read.paths[0].as_py()).read_text() == "cut"
 
 
 def test_folders_are_classes(tmp_path: Path) -> None:
@@ -192,8 +221,9 @@ def test_an_ontology_of_others_stays(tmp_path: Path) -> None:
         (Layout.esc50, ESC50 + "3-1-A-0.wav,3,0,dog,True,1,A,more\n", {}, "line 5: not filename, fold, category"),
         (Layout.esc50, ESC50 + ".wav/,3,0,dog,True,1,A\n" * 2, {}, "line 6: .wav is listed before, in line 5"),
         (Layout.urbansound8k, URBANSOUND8K.replace("58.5", "x"), {}, "list.csv line 3: not slice_file_name, start"),
-        (Layout.audiocaps, AUDIOCAPS + "7,r1nicOVtvkQ,140,other\n", {}, "line 5: r1nicOVtvkQ is listed before, in"),
+        (Layout.audiocaps, AUDIOCAPS + "7,uYT5gxnyMWM,140,other\n", {}, "line 5: uYT5gxnyMWM is listed before, in"),
         (Layout.audioset_strong, STRONG + "abc\t0\t1\t/m/a\n", {}, "list.csv line 6: not segment_id, label"),
+        (Layout.vggsound, VGGSOUND + "B5KE79I2f-A,220,thunder,train\n", {}, "B5KE79I2f-A_000220 is listed before, in"),
         (Layout.esc50, ESC50.splitlines()[0], {}, "empty list"),
         (Layout.esc50, ESC50, {"splits": [1, 7]}, "has no fold or split 7; it has 1, 2"),
         (Layout.esc50, None, {}, "index.segments is not given"),
