@@ -65,8 +65,8 @@ def size_curve(found: Findings, classifier: str) -> Markup:
                 _point(axes, arm.num_clips, value, INK, "P", size=9)
                 _note(axes, short_name(arm.arm), arm.num_clips, value, at_left=True)
             elif arm.rule == training_sets.PER_SEED:
-                _point(axes, arm.num_clips, value, CHOSEN, "P", size=9)
-                _note(axes, arm.arm, arm.num_clips, value)
+                _point(axes, arm.num_clips, value, INK, "P", size=8)
+                axes.plot([], [], marker="P", color=INK, linestyle="none", label="seeds + K per seed")
             elif arm.rule in training_sets.RIVALS:
                 marker = RIVAL_MARKERS[training_sets.RIVALS.index(arm.rule)]
                 _point(axes, arm.num_clips, value, OTHER, marker, size=6)
@@ -127,7 +127,7 @@ def _number(value: float | None) -> float:
 
 def _point(axes: Axes, x: float, value: Interval, colour: str, marker: str, *, size: float) -> None:
     axes.plot([x, x], _ends(value), color=colour, linewidth=1.6, solid_capstyle="round", zorder=3)
-    axes.plot([x], [_number(value.value)], marker=marker, color=colour, markersize=size, zorder=4, linestyle="none")
+    axes.plot([x], [_number(value.value)], marker=marker, color=colour, markersize=size, zorder=6, linestyle="none")
 
 
 def _note(axes: Axes, text: str, x: float, value: Interval, *, at_left: bool = False) -> None:
