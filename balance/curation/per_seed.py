@@ -9,7 +9,7 @@ say, even where the K of all is larger.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,13 @@ _LEAVE_OUT = "leave augment.per_seed_k out and type k=… yourself"
 
 @dataclass(frozen=True, slots=True)
 class SupportedK:
-    """k: of all; own: label id -> K, of the labels that have another; label_ids: all that the probe saw; same_space:
-    whether it judged in the space that chose the neighbours."""
+    """k: of all; own: label id -> K, of the labels that have another; label_ids: all that the probe saw; doubts: what
+    it says against its own K's."""
 
     k: int
     own: Mapping[str, int]
-    label_ids: frozenset[str]
-    same_space: bool
+    label_ids: frozenset[str] = frozenset()
+    doubts: tuple[str, ...] = ()
 
     def of_seeds(self, labels: Labels) -> Int64:
         """K of each clip with these label sets, (n,) int64."""
@@ -58,15 +58,10 @@ def choose(file: str, k: int, labels: Labels) -> tuple[Int64, tuple[str, ...]]:
     each = supported.of_seeds(labels)
     if (largest := int(each.max(initial=1))) > k:
         raise UserError(f"{given}: a seed takes up to {largest} neighbours, but k={k}: type k={largest} or more")
-    warnings = []
+    warnings = [f"{given}: {doubt}" for doubt in supported.doubts]
     if unknown:
         warnings.append(
             f"{given}: {len(unknown):,} of the seeds' {len(used):,} labels are not among those of the probe"
-        )
-    if supported.same_space:
-        warnings.append(
-            f"{given}: the probe judged in the space that chose the neighbours, which is no evidence; "
-            "probe.embeddings= or probe.encoder= judges in another"
         )
     return each, tuple(warnings)
 
@@ -83,7 +78,7 @@ def read(file: str) -> SupportedK:
     except ValueError:  # neither UTF-8 nor JSON
         raise _damaged(given) from None
     try:
-        value, recommended, same_space = found["value_of_neighbours"], found["recommended_k"], found["same_space"]
+        value, recommended = found["value_of_neighbours"], found["recommended_k"]
         if value is None:
             raise UserError(
                 f"{given}: it holds no value of one more neighbour, since a fit was not finished; "
@@ -93,16 +88,28 @@ def read(file: str) -> SupportedK:
             raise UserError(f"{given}: no gain: {_no_k(found)} It supports no K; {_LEAVE_OUT}")
         by_label = {str(label["id"]): _number(label["k"]) for label in value["labels"]}
         single = _number(value["k"])
+        doubts = tuple(_doubts(found))
     except (KeyError, TypeError, ValueError):
         raise _damaged(given) from None
     own = {label: k for label, k in by_label.items() if k != single}
-    return SupportedK(single, own, frozenset(by_label), bool(same_space))
+    return SupportedK(single, own, frozenset(by_label), doubts)
 
 
 def _number(value: Any) -> int:
     if type(value) is not int or value < 1:
         raise ValueError(value)
     return value
+
+
+def _doubts(found: Mapping[str, Any]) -> Iterator[str]:
+    if found["same_space"]:
+        yield (
+            "the probe judged in the space that chose the neighbours, which is no evidence; probe.embeddings= or "
+            "probe.encoder= judges in another"
+        )
+    for one in found["conclusions"]:
+        if one["against_rule"] == "seeds" and one["verdict"] == "loss":
+            yield f"the probe says of {one['arm']} against the seeds alone: {one['words']}"
 
 
 def _no_k(found: Mapping[str, Any]) -> str:

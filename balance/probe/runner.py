@@ -162,9 +162,7 @@ class Probe:
         own = {label: k for label, k in by_label if k != recommended}
         if not own:
             return None
-        ks = SupportedK(recommended, own, frozenset(self.data.label_ids), self.data.same_space).of_seeds(
-            self.data.seeds.labels
-        )
+        ks = SupportedK(recommended, own).of_seeds(self.data.seeds.labels)
         return training_sets.per_seed(self.data.chosen, self.fitter.folds, ks)
 
     def _evaluate(self, fits: Sequence[FitResult]) -> tuple[dict[str, Evaluation], ...]:

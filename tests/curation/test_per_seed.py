@@ -23,7 +23,14 @@ def probe(folder, k=2, labels=LABELS, **changes):
     """A probe.json as far as it is read; its path."""
     each = [{"id": name, "k": own, "gain": [], "low": [], "high": []} for name, own in labels.items()]
     value = {"ks": [0, 1, 2, 3], "steps": [], "k": k, "labels": each}
-    content = {"same_space": False, "recommended_k": k, "sentences": [], "value_of_neighbours": value, **changes}
+    content = {
+        "same_space": False,
+        "recommended_k": k,
+        "sentences": [],
+        "conclusions": [],
+        "value_of_neighbours": value,
+    }
+    content |= changes
     path = folder / "probe.json"
     path.write_text(json.dumps(content))
     return str(path)
@@ -116,11 +123,19 @@ def test_what_is_no_file(tmp_path):
 
 
 def test_warnings(tmp_path):
-    file = probe(tmp_path, labels={"a": 1}, same_space=True)
+    said = {"arm": "neighbours k=2", "words": "loss of 0.1 by all 4 readings"}
+    conclusions = [
+        {**said, "against_rule": "seeds", "verdict": "loss"},
+        {**said, "against_rule": "seeds", "verdict": None},
+        {**said, "against_rule": "pool", "verdict": "loss"},
+    ]
+    file = probe(tmp_path, labels={"a": 1}, same_space=True, conclusions=conclusions)
     each, warnings = per_seed.choose(file, 2, Labels.of([["a"], ["z"], ["a", "y"]]))
     assert each.tolist() == [1, 2, 1]
-    assert "2 of the seeds' 3 labels are not among those of the probe" in warnings[0]
-    assert "no evidence" in warnings[1]
+    space, loss, labels = warnings
+    assert "no evidence" in space
+    assert loss.endswith(": the probe says of neighbours k=2 against the seeds alone: loss of 0.1 by all 4 readings")
+    assert "2 of the seeds' 3 labels are not among those of the probe" in labels
 
 
 def test_through_the_command(tmp_path):
