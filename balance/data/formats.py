@@ -53,8 +53,11 @@ def read_split(
         Format.folder: lambda: folder_files.read_folder(root, media, value, with_labels=columns.labels is not None),
     }
     index = readers[format]()
-    if not len(index.labels.codes) and format not in (Format.embeddings, Format.folder) and columns.labels is not None:
-        log.warning("%s: no clip has labels: weights are 0, and what needs labels is left out", index.file)
+    if not len(index.labels.codes) and format is not Format.embeddings and columns.labels is not None:
+        if format is Format.folder:  # often meant so, and it has no weights
+            log.info("%s: no class folders in it: what needs labels is left out", index.file)
+        else:
+            log.warning("%s: no clip has labels: weights are 0, and what needs labels is left out", index.file)
     return index
 
 

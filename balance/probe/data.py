@@ -142,7 +142,7 @@ def of_prepared(
     indexes = {name: run.splits[name].index.take(view.rows) for name, view in views.items()}
     vocabulary = common_names(*(index.labels for index in indexes.values()))
     if not vocabulary:
-        raise UserError("no clip has a label: the probe learns labels; give indexes whose records have `labels`")
+        raise UserError("no clip has a label: the probe learns labels; give records with `labels`, or class folders")
     of = sources({name: index.ids for name, index in indexes.items()}, run.ids_as, source)
     sides = {
         name: Side(view.vectors, indexes[name].labels.recode(vocabulary), numbered(of[name]))

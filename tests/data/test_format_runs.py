@@ -241,7 +241,7 @@ def test_what_the_decontamination_by_id_takes(tmp_path, caplog, pool, suffix, ev
         assert f"{row['id']} = {row['by']}" in said[0]
 
 
-def test_folders_without_labels_give_the_same_neighbours(world, reference, tmp_path):
+def test_folders_without_labels_give_the_same_neighbours(world, reference, tmp_path, caplog):
     root = tmp_path / "data"
     for split in worlds.SPLITS:
         (root / split).mkdir(parents=True)
@@ -259,6 +259,7 @@ def test_folders_without_labels_give_the_same_neighbours(world, reference, tmp_p
     )
     folder = tmp_path / "run"
     folder.mkdir()
+    caplog.set_level("INFO")
     pipeline.run(chosen, folder)
     _, want_rows = reference
     with (folder / f"augmented_k{K}.csv").open(newline="") as file:
@@ -270,7 +271,10 @@ def test_folders_without_labels_give_the_same_neighbours(world, reference, tmp_p
     assert [row["best_similarity"] for row in rows] == [row["best_similarity"] for row in want_rows]
     assert (folder / f"augmented_k{K}.files.txt").read_text().splitlines() == [row["audio"] for row in rows]
     assert json.loads((folder / "summary.json").read_text())["label_agreement"] is None
-    assert (folder / "report.html").stat().st_size
+    left_out = "No clip has labels: label agreement and recall, labels by rank and label balance are left out."
+    assert left_out in (folder / "report.html").read_text()
+    for split in ("seeds", "pool", "eval"):
+        assert f"{root / split}: no class folders in it: what needs labels is left out" in caplog.text
     assert "neighbour rows follow" in verify(str(folder))[0]
     assert not list(folder.glob("*weight*"))
 
