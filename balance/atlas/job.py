@@ -135,7 +135,7 @@ def _tell_shown(clips: Shown, max_clips: int) -> None:
     counts = page.counts(clips)
     log.info("shown: %s", ", ".join(f"{n:,} of {clips.there[role]:,} {role}" for role, n in counts.items()))
     for role in ("seed", "neighbour", "dropped"):
-        if counts[role] < clips.there[role]:
+        if counts.get(role, 0) < clips.there[role]:
             log.warning(
                 "warning: atlas.max_clips=%d has no room for every %s clip: a seeded sample is shown", max_clips, role
             )
