@@ -125,6 +125,7 @@ def run(settings: Settings, folder: Path, kept: Kept | None = None) -> None:
         eligible=prepared.eligible,
         neighbours=neighbours,
         acoustic=_acoustic_copies(settings, prepared.embedded),
+        included=prepared.included,
     )
     _write(settings, folder, prepared, neighbours, curated, started)
 
@@ -146,11 +147,13 @@ def prepare(settings: Settings, kept: Kept) -> Prepared:
             raise UserError(f"no clip of the {split} has an embedding: there is nothing to search")
 
     started = time.monotonic()
-    lists = id_lists.read_id_lists(settings.augment, {name: split.index for name, split in embedded.splits.items()})
+    indexes = {name: split.index for name, split in embedded.splits.items()}
+    lists = id_lists.read_id_lists(settings.augment, indexes, embedded.ids_as)
     out, warnings = kept.decontaminated(settings.augment, lambda: _decontaminate(settings, embedded))
     excluded = lists.out(out)
     eligible_positions = _eligible_positions(settings.k, embedded, Removals.join(out, excluded))
     eligible = embedded.pool.embedded[eligible_positions]
+    included, not_entering = lists.entering(out, eligible, embedded.pool.index)
     neighbours = _search(settings, embedded, eligible_positions, kept.engine(settings))
     agreement = None
     if stores:
@@ -169,7 +172,8 @@ def prepare(settings: Settings, kept: Kept) -> Prepared:
         embedded=dataclasses.replace(embedded, inputs={**embedded.inputs, **files.input_hashes(lists.files)}),
         decontaminated=out,
         excluded=excluded,
-        warnings=(*lists.warnings, *warnings),
+        included=included,
+        warnings=(*lists.warnings, *not_entering, *warnings),
         eligible=eligible,
         neighbours=neighbours,
         consensus=agreement,
@@ -218,7 +222,7 @@ def embed_with(settings: Settings, encoder: EncoderConfig, kept: Kept) -> Path:
 
 def _check(settings: Settings, indexes: dict[str, Index], ids_as: Ids) -> None:
     preflight.check_indexes(settings.k, settings.augment, indexes, ids_as)
-    id_lists.read_id_lists(settings.augment, indexes)  # refused here, before hours of embedding
+    id_lists.read_id_lists(settings.augment, indexes, ids_as)  # refused here, before hours of embedding
 
 
 def _embed_media(

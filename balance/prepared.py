@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from balance.consensus import Agreement
 from balance.curation.removed import Removals
 from balance.data.config import Ids
@@ -56,7 +58,8 @@ class Prepared:
 
     consensus: how far other encoders agree, where `search.also` names their stores; the neighbours are then at K alone,
     in the order of `search.consensus`. decontaminated: pool clips kept out as copies of evaluation clips; excluded:
-    pool clips kept out by `augment.exclude`; warnings: sentences for console and page;
+    pool clips kept out by `augment.exclude`; included: (i,) int64 eligible pool rows that `augment.include` lists,
+    ascending; warnings: sentences for console and page;
     eligible: (e,) int64 pool rows that may be neighbours, ascending; neighbours: at max(k, search.k_cache), at most the
     eligible pool; times_s: seconds of each stage of this job (a sweep's later job embeds nothing).
     """
@@ -64,6 +67,7 @@ class Prepared:
     embedded: Embedded
     decontaminated: Removals
     excluded: Removals = field(default_factory=Removals.none)
+    included: Int64 = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     warnings: tuple[str, ...] = ()
     eligible: Int64
     neighbours: Neighbours

@@ -112,7 +112,7 @@ def _roles(run: Run, name: str, splits: Mapping[str, Split]) -> Int64:
         source: augmented.filter(pc.equal(augmented["source"], source))["id"].combine_chunks()
         for source in ("seed", "neighbour")
     }
-    dropped = run.decisions["id"].combine_chunks()
+    dropped = run.dropped["id"].combine_chunks()
     if name == "eval":
         ids = split.index.ids.take(pa.array(split.embedded))
         known = pa.concat_arrays([of_source["seed"], dropped])
@@ -167,7 +167,7 @@ def _choices(run: Run, ids: Strings) -> _Choices:
 
 def _removed(run: Run, ids: Strings) -> tuple[Strings, list[tuple[str | None, float | None]]]:
     """Rule, and (because of whom, value), of each clip; null where it was not dropped."""
-    table = run.decisions
+    table = run.dropped
     at = pc.index_in(ids, value_set=table["id"].combine_chunks())
     because_of, value = (table[name].combine_chunks().take(at).to_pylist() for name in ("by", "value"))
     return table["rule"].combine_chunks().take(at), list(zip(because_of, value, strict=True))
@@ -188,6 +188,8 @@ def _why(
     for i, (clip_id, its_role, its_rule, seed_id) in enumerate(zip(*columns, strict=True)):
         if its_role == SEED:
             said.append(explain.of_seed(clip_id))
+        elif its_role == NEIGHBOUR and not choices.num_seeds[i]:
+            said.append(explain.of_included(clip_id))
         elif its_role == NEIGHBOUR:
             said.append(explain.of_neighbour(clip_id, choices.num_seeds[i], choices.rank[i], seed_id, similarity[i]))
         elif its_role == DROPPED:

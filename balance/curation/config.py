@@ -47,6 +47,7 @@ class AugmentConfig:
     cap_exempt: list[str] = key_from(list, "label ids that the cap does not count: [/m/04rlf,/m/09x0r]")
     budget: int | None = key(None, "clips of the augmented set, seeds included, taken rank by rank", common=True)
     exclude: str | None = key(None, "a file of pool clips that never enter: an id per line, such as the map saves")
+    include: str | None = key(None, "a file of pool clips that enter though no seed chose them: an id per line")
     controls: int = key(0, "size-matched random sets to compare with, and as many with the same label sets")
 
     def __post_init__(self) -> None:

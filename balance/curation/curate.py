@@ -25,7 +25,7 @@ from balance.curation.dedup import Dropped, FindCopies, drop_copies, largest_gro
 from balance.curation.label_cap import Capped, cap
 from balance.curation.removed import Removals, Rule, one_chunk
 from balance.errors import UserError
-from balance.records import Float64, Int32, Int64, Labels, Neighbours, Split, Strings, common_names
+from balance.records import Bool, Float64, Int32, Int64, Labels, Neighbours, Split, Strings, common_names
 from balance.stats.union import Union, union_of
 
 _METACLIP, _BUDGET, _RANDOM, _STRATIFIED = range(4)  # streams of random numbers under one rng_seed
@@ -67,9 +67,11 @@ class BudgetFigures:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CurationFigures:
-    """`curation` of summary.json, which names the steps that were on. excluded: pool clips, out before the search."""
+    """`curation` of summary.json, which names the steps that were on. excluded: pool clips, out before the search;
+    included: by hand."""
 
     excluded: int | None = None
+    included: int | None = None
     per_seed_k: PerSeedFigures | None = None
     copies: CopyFigures | None = None
     cap: CapFigures | None = None
@@ -82,42 +84,46 @@ class Curated:
     """What stays and why.
 
     union: the neighbours of the augmented set (their columns are of the search's result, of each seed the neighbours
-    that it takes); removals: the clips of the
-    search's result that a step took out, in the steps' order; notes, warnings: lines to print; per_label: where the
-    `{label: [ids]}` file is due.
+    that it takes), and what was included by hand; included: these, as recorded; removals: the clips of the search's
+    result that a step took out, in the steps' order; num_found: the distinct neighbours of the search; notes, warnings:
+    lines to print; per_label: where the `{label: [ids]}` file is due.
     """
 
     union: Union
+    included: Removals
     removals: Removals
+    num_found: int
     baselines: Baselines
     figures: CurationFigures
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
     per_label: int | None
 
-    @property
-    def num_found(self) -> int:
-        """The distinct neighbours of the search, before curation."""
-        return len(self.union) + len(self.removals)
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Found:
     """The neighbours that seeds take, which steps choose from; lowest: (U,) int32, the lowest rank that any of these
-    seeds gives each clip of the union."""
+    seeds gives each clip of the union, 0 of what was included by hand; is_included: (U,) these, which always stay."""
 
     seeds: Split
     pool: Split
     union: Union
     lowest: Int32
+    is_included: Bool
 
     def labels(self, at: Int64) -> tuple[Int64, Labels]:
-        """How many seeds have each label, (L,) int64, and the label sets of these places of the union, over all labels
-        of seeds and pool."""
+        """How many seeds and included clips have each label, (L,) int64, and the label sets of these places of the
+        union, over all labels of seeds and pool."""
         seeds, pool = self.seeds.index.labels, self.pool.index.labels
         names = common_names(seeds, pool)
         seed_counts = seeds.recode(names).take(self.seeds.embedded).counts()
-        return seed_counts, pool.recode(names).take(self.union.pool_rows[at])
+        of_pool = pool.recode(names)
+        fixed_counts = seed_counts + of_pool.take(self.union.pool_rows[self.is_included]).counts()
+        return fixed_counts, of_pool.take(self.union.pool_rows[at])
+
+    def free(self, at: Int64) -> Int64:
+        """Of these places those that a step may take out."""
+        return at[~self.is_included[at]]
 
     def remove(self, at: Int64, rule: Rule, because_of: Strings = None, value: Float64 | None = None) -> Removals:
         return Removals.of(self.union.pool_rows[at], rule, because_of, value)
@@ -146,19 +152,24 @@ def curate(
     eligible: Int64,
     neighbours: Neighbours,
     acoustic: FindCopies | None = None,
+    included: Int64 | None = None,
 ) -> Curated:
-    """The curation steps after the top K. neighbours: at K; eligible: (e,) pool rows that may be neighbours, ascending.
+    """The curation steps after the top K. neighbours: at K; eligible: (e,) pool rows that may be neighbours, ascending;
+    included: (i,) those of them that enter whatever the steps say.
 
     Raises UserError: a probe.json that gives no K per seed, copies by sound without sound, a group of copies that is
     too large, a budget below the seeds, an unknown label in cap_exempt.
     """
     ks: Int64 | None = None
+    included = np.empty(0, dtype=np.int64) if included is None else included
     done: list[_Done] = []
     if config.per_seed_k is not None:
         ks, warnings = per_seed.choose(config.per_seed_k, neighbours.k, seeds.index.labels.take(seeds.embedded))
-        done.append(_beyond_k(ks, neighbours, warnings))
-    union = union_of(neighbours, ks)
-    found = _Found(seeds, pool, union, lowest_ranks(neighbours, union, ks))
+        done.append(_beyond_k(ks, neighbours, included, warnings))
+    union = union_of(neighbours, ks).with_rows(included)
+    is_included = np.isin(union.pool_rows, included)
+    lowest = np.where(is_included, np.int32(0), lowest_ranks(neighbours, union, ks))
+    found = _Found(seeds, pool, union, lowest, is_included)
     stays = np.ones(len(union), dtype=np.bool_)
     for step in _steps(config, rng_seed, acoustic):
         done.append(step(found, np.flatnonzero(stays)))
@@ -167,16 +178,19 @@ def curate(
     baselines = _baselines(config.controls, rng_seed, pool.index.labels, eligible, kept.pool_rows)
     return Curated(
         union=kept,
+        included=Removals.of(included, Rule.included),
         removals=Removals.join(*(one.removals for one in done)),
+        num_found=int(np.count_nonzero(np.bincount(neighbours.pool_rows.reshape(-1)))),
         baselines=baselines,
         figures=CurationFigures(
+            included=len(included) or None,
             per_seed_k=_of_kind(PerSeedFigures, (one.figures for one in done)),
             copies=_of_kind(CopyFigures, (one.figures for one in done)),
             cap=_of_kind(CapFigures, (one.figures for one in done)),
             budget=_of_kind(BudgetFigures, (one.figures for one in done)),
             controls=baselines.figures,
         ),
-        notes=_notes(done, baselines),
+        notes=(*_included_notes(len(included), kept), *_notes(done, baselines)),
         warnings=tuple(warning for one in done for warning in one.warnings),
         per_label=config.per_label,
     )
@@ -208,10 +222,10 @@ def _steps(config: AugmentConfig, rng_seed: int, acoustic: FindCopies | None) ->
     return steps
 
 
-def _beyond_k(ks: Int64, neighbours: Neighbours, warnings: tuple[str, ...]) -> _Done:
+def _beyond_k(ks: Int64, neighbours: Neighbours, included: Int64, warnings: tuple[str, ...]) -> _Done:
     """Before the steps: the neighbours that no seed takes, which the union of the others does not hold."""
     union = union_of(neighbours)
-    beyond = np.flatnonzero(~np.isin(union.pool_rows, union_of(neighbours, ks).pool_rows))
+    beyond = np.flatnonzero(~np.isin(union.pool_rows, union_of(neighbours, ks).with_rows(included).pool_rows))
     ranks = lowest_ranks(neighbours, union)[beyond].astype(np.float64)
     by_k = {str(k): int(num) for k, num in zip(*np.unique(ks, return_counts=True), strict=True)}
     each = ", ".join(f"{k} for {num:,} seeds" for k, num in by_k.items())
@@ -233,6 +247,7 @@ def _drop_copies(kind: Copies, acoustic: FindCopies | None, found: _Found, at: I
         assert acoustic is not None
         pairs = acoustic.within(found.seeds, found.pool, pool_rows)
     dropped = drop_copies(found.seeds, found.pool, pool_rows, found.lowest[at], pairs)
+    dropped = dropped.take(np.flatnonzero(~found.is_included[at[dropped.at]]))
     of_seeds = found.seeds.index.ids.take(pa.array(found.seeds.embedded))
     ids = pa.concat_arrays([one_chunk(of_seeds), one_chunk(found.pool.index.ids.take(pa.array(pool_rows)))])
     num_clips = _refuse_large_group(given, dropped, ids)
@@ -261,6 +276,7 @@ def _refuse_large_group(given: str, dropped: Dropped, ids: Strings) -> int:
 
 
 def _cap(per_label: int, exempt: Sequence[str], found: _Found, at: Int64) -> _Done:
+    at = found.free(at)
     at = at[np.lexsort((at, found.lowest[at]))]  # of equal label sets the lowest ranks are preferred
     seed_counts, candidates = found.labels(at)
     unknown = sorted(set(exempt) - set(candidates.names))
@@ -288,6 +304,7 @@ def _cap_note(per_label: int, kept: int, of: int, capped: Capped) -> str:
 
 
 def _metaclip(per_label: int, rng: np.random.Generator, found: _Found, at: Int64) -> _Done:
+    at = found.free(at)
     _, candidates = found.labels(at)
     chances = metaclip_chances(candidates, per_label)
     kept = rng.random(len(at)) < chances
@@ -299,14 +316,15 @@ def _metaclip(per_label: int, rng: np.random.Generator, found: _Found, at: Int64
 
 
 def _keep_budget(budget: int, rng: np.random.Generator, found: _Found, at: Int64) -> _Done:
-    num_seeds = len(found.seeds.embedded)
-    if budget < num_seeds:
+    num_fixed, at = len(found.seeds.embedded) + int(found.is_included.sum()), found.free(at)
+    if budget < num_fixed:
+        included = " and included clips" if found.is_included.any() else ""
         raise UserError(
-            f"augment.budget={budget} is below the {num_seeds:,} seeds, which always stay: "
-            f"type augment.budget={num_seeds} or more"
+            f"augment.budget={budget} is below the {num_fixed:,} seeds{included}, which always stay: "
+            f"type augment.budget={num_fixed} or more"
         )
-    chosen, rank = within_budget(found.lowest[at], budget - num_seeds, rng)
-    num_clips = num_seeds + int(chosen.sum())
+    chosen, rank = within_budget(found.lowest[at], budget - num_fixed, rng)
+    num_clips = num_fixed + int(chosen.sum())
     short = f"augment.budget={budget}: only {num_clips:,} clips are there, all kept"
     out = at[~chosen]
     return _Done(
@@ -326,6 +344,12 @@ def _baselines(num_draws: int, rng_seed: int, labels: Labels, eligible: Int64, c
         return [np.random.default_rng([rng_seed, number, i]) for i in range(num_draws)]
 
     return draw_baselines(labels, eligible, chosen, random=streams(_RANDOM), stratified=streams(_STRATIFIED))
+
+
+def _included_notes(num_included: int, kept: Union) -> tuple[str, ...]:
+    if not num_included:
+        return ()
+    return (f"included by hand: {num_included:,} clips; no seed has {int((kept.num_seeds == 0).sum()):,} of them",)
 
 
 def _notes(done: Sequence[_Done], baselines: Baselines) -> tuple[str, ...]:

@@ -69,6 +69,9 @@ class Dropped:
     exact: Bool
     value: Float64
 
+    def take(self, rows: Int64) -> Dropped:
+        return Dropped(self.at[rows], self.because_of[rows], self.exact[rows], self.value[rows])
+
 
 def drop_copies(
     seeds: Split,

@@ -17,7 +17,8 @@ from balance.records import Doubles, Float64, Int64, Strings
 
 
 class Rule(enum.Enum):
-    """Why a clip is out, in the order of the steps; the member's name is the word in `decisions.parquet`.
+    """Why a clip is out, in the order of the steps; the member's name is the word in `decisions.parquet`, where
+    `included` alone says why a clip is in.
 
     title: over the page's table; value_name: what `Removals.value` is; sentence: what `why` says after the clip's id.
     """
@@ -39,6 +40,7 @@ class Rule(enum.Enum):
         "rank",
         "came at rank {value:.0f} or later, beyond the K of each seed that has it among its neighbours",
     )
+    included = ("Included by hand", "value", "is in the list of augment.include")
     copy_exact = (
         "Copies of a seed or neighbour, equal samples",
         "correlation",

@@ -115,7 +115,7 @@ def render(folder: Path, about: About, prepared: Prepared, k: int, curated: Cura
             stats=stats,
             num_seeds=num_seeds,
             train_on=_train_on(prepared, k),
-            share_before=stats.hubs.chosen if len(curated.removals) else None,
+            share_before=stats.hubs.chosen if len(curated.removals) + len(curated.included) else None,
             times_chance=agreement / chance if agreement is not None and chance else None,
             num_failures=len(prepared.embedded.failures),
             num_listed=sum(len(split.index) for split in prepared.embedded.splits.values()),
@@ -124,7 +124,9 @@ def render(folder: Path, about: About, prepared: Prepared, k: int, curated: Cura
             figures=_figures(stats, num_seeds, len(prepared.eligible), k),
             disputed=_disputed(summary, prepared.embedded.ontology),
             reasons=REASONS,
-            rules=_rules(prepared.embedded.splits, Removals.join(prepared.kept_out, curated.removals), links),
+            rules=_rules(
+                prepared.embedded.splits, Removals.join(prepared.kept_out, curated.included, curated.removals), links
+            ),
             listening=clips,
             audible=any(clip.audio for clip in shown),
             pictured=any(clip.picture for clip in shown),

@@ -118,7 +118,7 @@ def _chosen(prepared: Prepared, summary: Summary, curated: Curated) -> str:
         f"{found / num_eligible:.1%} of the {num_eligible:,} pool clips that can be chosen "
         f"(uniform picks: {summary.pool_share_uniform:.1%})"
     )
-    if found > summary.num_neighbours:
+    if found != summary.num_neighbours:
         line += f"; {summary.num_neighbours:,} stay after curation = {summary.pool_share:.1%}"
     return line
 
@@ -126,7 +126,7 @@ def _chosen(prepared: Prepared, summary: Summary, curated: Curated) -> str:
 def _agreement(prepared: Prepared, summary: Summary, curated: Curated) -> list[str]:
     """Label agreement and recall at 10 and at K, of the search's result; no line where no seed has labels."""
     at = min(_AGREEMENT_K, prepared.neighbours.k)
-    before = ", before curation" if curated.num_found > summary.num_neighbours else ""
+    before = ", before curation" if curated.num_found != summary.num_neighbours else ""
     lines = [_agreement_line(prepared, at, before)]
     if summary.k != at:
         lines.append(_agreement_line(prepared, summary.k, f"{before}; as in summary.json and report.html"))

@@ -1,4 +1,4 @@
-"""The files that curation adds to a run: who was taken out and why, the label file, the baselines.
+"""The files that curation adds to a run: who was taken out or included and why, the label file, the baselines.
 
 In: what was kept out before the search, and `Curated`. Out: `decisions.parquet`, VIP-ANT's `{label: [ids]}` file where
 labels were balanced, and an index of each baseline (seeds first, like the augmented set). A clip is named once: what is
@@ -30,7 +30,7 @@ def write_curation(
     """`decisions.parquet` (id, rule, by, value: see `Removals`), `labels_k{K}_{n}.k`, `src_random_k{K}_{i}.csv`
     and `src_stratified_k{K}_{i}.csv` (i from 1), with their weights; where the index has no lines `ids_random_…`."""
     written = [folder / "decisions.parquet"]
-    out = Removals.join(kept_out, curated.removals)
+    out = Removals.join(kept_out, curated.included, curated.removals)
     columns = [pool.ids.take(pa.array(out.rows)).cast(pa.string()), out.rule, out.because_of, out.value]
     with files.atomic(written[0]) as file:
         pq.write_table(pa.table(columns, schema=SCHEMA), file)

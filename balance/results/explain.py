@@ -26,7 +26,7 @@ def why(folder: str, clip_id: str) -> list[str]:
         clip_id.encode()
     except UnicodeEncodeError:  # bytes of the command line that no file of a run can hold
         raise _unknown(run, clip_id) from None
-    lines = [*_chosen(run, clip_id), *_removed(run, clip_id), *_failed(run, clip_id), *_choices(run, clip_id)]
+    lines = [*_chosen(run, clip_id), *_decided(run, clip_id), *_failed(run, clip_id), *_choices(run, clip_id)]
     if lines:
         return lines
     split = _listed(run, clip_id)
@@ -55,6 +55,10 @@ def of_dropped(clip_id: str, rule: Rule, because_of: str | None, value: float | 
     return f"out: {clip_id} {rule.sentence(because_of, value)} (rule {rule.name})"
 
 
+def of_included(clip_id: str) -> str:
+    return f"in: {clip_id} {Rule.included.sentence(None, None)} (rule {Rule.included.name})"
+
+
 def of_pool(clip_id: str, k: int) -> str:
     return f"out: {clip_id} is in the pool, but in no seed's top {k}"
 
@@ -75,7 +79,7 @@ def _chosen(run: Run, clip_id: str) -> list[str]:
     for row in _rows(run.augmented, "id", clip_id):
         if row["source"] == "seed":
             lines += [of_seed(clip_id), *_cluster(run, clip_id)]
-        else:
+        elif row["num_seeds"] != "0":  # else it was included by hand, as decisions.parquet says
             best = (row[name] for name in ("num_seeds", "best_rank", "best_seed_id", "best_similarity"))
             lines.append(of_neighbour(clip_id, *best))
     return lines
@@ -87,9 +91,12 @@ def _cluster(run: Run, seed_id: str) -> list[str]:
     return [f"  its neighbours: {listed(shown)}"]
 
 
-def _removed(run: Run, clip_id: str) -> list[str]:
+def _decided(run: Run, clip_id: str) -> list[str]:
     return [
-        of_dropped(clip_id, Rule[row["rule"]], row["by"], row["value"]) for row in _rows(run.decisions, "id", clip_id)
+        of_included(clip_id)
+        if row["rule"] == Rule.included.name
+        else of_dropped(clip_id, Rule[row["rule"]], row["by"], row["value"])
+        for row in _rows(run.decisions, "id", clip_id)
     ]
 
 

@@ -175,6 +175,11 @@ class Run:
             _refuse_others(table["rule"], [rule.name for rule in Rule])
             return table
 
+    @cached_property
+    def dropped(self) -> Any:
+        """Of decisions.parquet the clips that are out."""
+        return self.decisions.filter(pc.not_equal(self.decisions["rule"], Rule.included.name))
+
     def failures(self) -> list[dict[str, str]]:
         """failures.jsonl: id, split, path, reason, detail of each clip without embedding."""
         path = self.file("failures.jsonl")

@@ -114,10 +114,12 @@ def write_augmented(
 
 def _best(union: Union, seed_ids: Strings) -> list[Any]:
     """The columns `source` to `best_similarity` of neighbours."""
-    best_seed = seed_ids.take(pa.array(union.best_seed))
+    has_seed = pa.array(union.num_seeds > 0)  # what the user included need not have one
+    best_seed = seed_ids.take(pa.array(np.maximum(union.best_seed, 0)))
     numbers = (pa.array(column).cast(pa.string()) for column in (union.num_seeds, union.best_rank))
     num_seeds, best_rank = numbers
-    return ["neighbour", num_seeds, best_seed, best_rank, pa.array(shortest(union.best_similarity), pa.string())]
+    best = (best_seed, best_rank, pa.array(shortest(union.best_similarity), pa.string()))
+    return ["neighbour", num_seeds, *(pc.if_else(has_seed, column, "") for column in best)]
 
 
 def _joined_labels(index: Index) -> Strings:

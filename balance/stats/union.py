@@ -41,6 +41,19 @@ class Union:
             best_similarity=self.best_similarity[at],
         )
 
+    def with_rows(self, pool_rows: Int64) -> Union:
+        """These pool clips too. What no seed has: num_seeds 0, best_seed −1, best_rank 0, best_similarity NaN."""
+        new = np.setdiff1d(pool_rows, self.pool_rows)
+        rows = np.concatenate([self.pool_rows, new])
+        none = np.zeros(len(new), dtype=np.int64)
+        return Union(
+            pool_rows=rows,
+            num_seeds=np.concatenate([self.num_seeds, none]),
+            best_seed=np.concatenate([self.best_seed, none - 1]),
+            best_rank=np.concatenate([self.best_rank, none.astype(np.int32)]),
+            best_similarity=np.concatenate([self.best_similarity, np.full(len(new), np.nan, dtype=np.float32)]),
+        ).take(np.argsort(rows))
+
 
 def union_of(neighbours: Neighbours, ks: Int64 | None = None) -> Union:
     """The distinct neighbours with their best pair. O(pairs + pool), no sort of the pairs.

@@ -319,6 +319,39 @@ def test_configuration_errors(config, message):
         AugmentConfig(**config)
 
 
+def test_included_clips_stay_whatever_the_steps_say():
+    sounds = np.arange(140)
+    case = Case(3, sounds)
+    union = sorted(case.lowest)
+    absent = [row for row in case.pool.embedded.tolist() if row not in case.lowest]
+    copy_of_seed, copied, its_copy = absent[0], absent[1], union[0]
+    sounds[20 + copy_of_seed] = sounds[4]
+    sounds[20 + its_copy] = sounds[20 + copied]
+    case = Case(3, sounds)
+    included = np.sort([copy_of_seed, copied, union[5]])
+    curated = curate(
+        AugmentConfig(copies=Copies.exact, balance=Balance.cap, per_label=12, budget=40),
+        rng_seed=1213,
+        seeds=case.seeds,
+        pool=case.pool,
+        eligible=case.pool.embedded,
+        neighbours=case.neighbours,
+        included=included,
+    )
+    kept, out = set(curated.union.pool_rows.tolist()), set(curated.removals.rows.tolist())
+    assert set(included.tolist()) <= kept
+    assert kept | out == set(union) | set(included.tolist())
+    assert not kept & out
+    assert len(kept) <= 20
+    assert curated.num_found == len(union)
+    at = curated.removals.rows.tolist().index(its_copy)
+    assert (curated.removals.rule[at].as_py(), curated.removals.because_of[at].as_py()) == ("copy_exact", f"p{copied}")
+    fixed = Counter(label for row in included.tolist() for label in case.labels(row))
+    fixed += Counter(label for row in range(20) for label in case.seeds.index.labels[row])
+    counts = fixed + Counter(label for row in kept - set(included.tolist()) for label in case.labels(row))
+    assert all(counts[label] <= max(12, fixed[label]) for label in counts)
+
+
 def test_files(tmp_path):
     case = Case(7)
     eval = split(["p3"], [[]])

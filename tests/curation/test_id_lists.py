@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -69,6 +70,95 @@ def test_excluded_clips_never_enter(base):
     assert verify(str(found))
     assert compare(str(everything), str(found))
     assert (found / "train_root").is_dir()
+
+
+def test_included_clips_enter(base):
+    world, folder, _, _ = base
+    plain = run(folder, world, "hydra.run.dir=outputs/runs/include/plain")
+    in_top = chosen(plain)
+    order = [record["id"] for record in world.records("pool")]
+    never = [clip for clip in order if clip not in in_top][:3]
+    listed = {*never, next(iter(in_top))}
+    seed = world.records("seeds")[1]["id"]
+    (folder / "in.txt").write_text("".join(f"{clip}\n" for clip in [*listed, seed, "nobody"]))
+    found = run(folder, world, "augment.include=in.txt", "hydra.run.dir=outputs/runs/include/found")
+
+    rows = chosen(found)
+    assert list(rows) == [clip for clip in order if clip in listed | in_top.keys()]
+    assert {clip: row for clip, row in rows.items() if clip in in_top} == in_top
+    for clip in never:
+        assert [rows[clip][name] for name in rows[clip] if name.startswith(("num_", "best_"))] == ["0", "", "", ""]
+        assert rows[clip]["audio"]
+        assert why(str(found), clip) == [f"in: {clip} is in the list of augment.include (rule included)"]
+    lines = why(str(found), next(iter(in_top)))
+    assert "is a neighbour of" in lines[0]
+    assert lines[1].endswith("(rule included)")
+    index = [json.loads(line)["id"] for line in (found / "src_augmented_k5.csv").read_text().splitlines()]
+    assert index == [record["id"] for record in world.records("seeds")] + list(rows)
+    assert pq.read_table(found / "decisions.parquet").to_pylist() == [
+        {"id": clip, "rule": "included", "by": None, "value": None} for clip in order if clip in listed
+    ]
+    for name in ("neighbours_k5.parquet", "neighbours_k5.jsonl"):
+        assert (found / name).read_bytes() == (plain / name).read_bytes()
+    summary = json.loads((found / "summary.json").read_text())
+    assert (summary["curation"], summary["num_neighbours"]) == ({"included": 4}, len(rows))
+    assert summary["num_neighbours"] == json.loads((plain / "summary.json").read_text())["num_neighbours"] + 3
+    page = (found / "report.html").read_text()
+    assert f"augment.include=in.txt: of 6 ids 1 are seeds ({seed}), 1 are of no pool clip (nobody)" in page
+    assert "Included by hand: 4" in page
+    assert verify(str(found))
+    assert compare(str(plain), str(found))
+    assert (found / "train_root").is_dir()
+    shown = command(folder, str(found), "atlas.projection=pca", module="balance.atlas")
+    assert shown.returncode == 0, shown.stderr
+    of_clip = {row["id"]: row for row in pq.read_table(found / "atlas" / "atlas.parquet").to_pylist()}
+    assert {of_clip[clip]["role"] for clip in listed} == {"neighbour"}
+
+
+def test_included_clips_are_counted_like_seeds(base):
+    world, folder, ranked, _ = base
+    last = next(iter(ranked.values()))[-2:]
+    (folder / "last.txt").write_text("\n".join(last))
+    overrides = [*world.overrides(), f"k={K}", "augment.include=last.txt"]
+    found = run(folder, world, "augment.include=last.txt", "augment.budget=8")  # 6 seeds and these two
+    assert set(chosen(found)) == set(last)
+    done = command(folder, *overrides, "augment.budget=7")
+    assert done.returncode == 1
+    assert "augment.budget=7 is below the 8 seeds and included clips, which always stay" in done.stderr
+
+
+def test_inclusions_that_are_refused(base):
+    world, folder, ranked, _ = base
+    (folder / "both.txt").write_text(next(iter(ranked.values()))[0])
+    evaluation = [record["id"] for record in world.records("eval")]
+    (folder / "evaluation.txt").write_text("\n".join([next(iter(ranked.values()))[0], *evaluation]))
+    for overrides, said in (
+        (["augment.exclude=both.txt", "augment.include=both.txt"], "augment.exclude and augment.include both list"),
+        (["augment.include=evaluation.txt"], f"lists 4 evaluation clips or copies of them ({', '.join(evaluation)})"),
+    ):
+        done = command(folder, *world.overrides(), f"k={K}", *overrides)
+        assert done.returncode == 1
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_copy_of_an_evaluation_clip_is_refused_and_a_clip_without_sound_stays_out(tmp_path):
+    world = worlds.make(tmp_path / "world")
+    pool = world.records("pool")
+    shutil.copy(world.media(world.records("eval")[0]), world.media(pool[7]))
+    world.media(pool[9]).write_bytes(b"no sound")
+    (tmp_path / "in.txt").write_text(f"{pool[7]['id']}\n{pool[9]['id']}\n")
+    overrides = ["augment.include=in.txt", "max_failures=0.1"]
+    done = command(tmp_path, *world.overrides(), f"k={K}", *overrides, "augment.leaks=exact")
+    assert done.returncode == 1
+    assert f"augment.include lists 1 evaluation clips or copies of them ({pool[7]['id']})" in done.stderr
+    found = run(tmp_path, world, *overrides)
+    assert (
+        f"1 clips have no embedding, or share sound with a seed, and do not enter ({pool[9]['id']})"
+        in (found / "run.log").read_text()
+    )
+    assert pool[7]["id"] in chosen(found)
+    assert pool[9]["id"] not in chosen(found)
 
 
 @pytest.mark.parametrize(
