@@ -221,3 +221,12 @@ def test_embedded_sound_and_another_place_of_the_media(made: tuple[World, Path, 
     assert all(sound.startswith("data:audio/mpeg;base64,") for sound in data["sounds"].values())
     assert not data["pictured"]
     make(folder)
+
+
+def test_a_run_without_labels_that_dropped_nothing(tmp_path: Path) -> None:
+    world = worlds.make(tmp_path / "data", pool=20)
+    for split in ("seeds", "pool"):
+        world.write(split, [record | {"labels": []} for record in world.records(split)])
+    table = make(run(tmp_path, world, "dataset.eval=null"))
+    assert set(table["role"].to_pylist()) == {"seed", "neighbour", "pool"}
+    assert set(table["labels"].to_pylist()) == {""}
