@@ -158,7 +158,8 @@ def curate(
     included: (i,) those of them that enter whatever the steps say.
 
     Raises UserError: a probe.json that gives no K per seed, copies by sound without sound, a group of copies that is
-    too large, a budget below the seeds, an unknown label in cap_exempt.
+    too large, a budget below the seeds, an unknown label in cap_exempt, metaclip where no neighbour
+    has a label.
     """
     ks: Int64 | None = None
     included = np.empty(0, dtype=np.int64) if included is None else included
@@ -306,6 +307,8 @@ def _cap_note(per_label: int, kept: int, of: int, capped: Capped) -> str:
 def _metaclip(per_label: int, rng: np.random.Generator, found: _Found, at: Int64) -> _Done:
     at = found.free(at)
     _, candidates = found.labels(at)
+    if len(at) and not len(candidates.codes):
+        raise UserError("augment.balance=metaclip draws by labels, and no neighbour has any: leave augment.balance out")
     chances = metaclip_chances(candidates, per_label)
     kept = rng.random(len(at)) < chances
     return _Done(

@@ -244,6 +244,13 @@ def test_metaclip_probabilities_and_draws():
     assert again.union.pool_rows.tolist() == curated.union.pool_rows.tolist()
 
 
+def test_metaclip_without_labels_would_keep_nothing():
+    case = Case(2)
+    case.pool = split([f"p{i}" for i in range(120)], [[]] * 120, embedded=case.pool.embedded)
+    with pytest.raises(UserError, match="=metaclip draws by labels, and no neighbour has any"):
+        case.curate(balance=Balance.metaclip, per_label=10)
+
+
 def test_metaclip_keeps_as_many_as_it_says():
     labels = Labels.of([["a"]] * 900 + [["a", "b"]] * 100)
     chances = metaclip_chances(labels, 100)
