@@ -440,3 +440,28 @@ def test_every_control_has_a_name_and_ids_are_unique(chromium, page):
     assert chromium.evaluate(
         "[...document.querySelectorAll('a[href^=\"#\"]')].every(x => document.querySelector(x.hash))"
     )
+
+
+def test_tables_sort_and_search_and_keys_step_through_the_cards(chromium, page):
+    chromium.open(page.as_uri(), 1280)
+    chromium.evaluate("document.querySelectorAll('details').forEach(x => x.open = true)")
+    table = "document.querySelector('[aria-label=\"Table: all labels\"] table')"
+    column = f"[...{table}.tBodies[0].rows].map(row => row.cells[5].textContent)"
+    before = [int(x.replace(",", "")) for x in chromium.evaluate(column)]
+    for order in ("descending", "ascending"):
+        chromium.evaluate(f"{table}.querySelectorAll('thead button')[5].click()")
+        assert chromium.evaluate(f"{table}.querySelectorAll('thead th')[5].getAttribute('aria-sort')") == order
+        after = [int(x.replace(",", "")) for x in chromium.evaluate(column)]
+        assert after == sorted(before, reverse=order == "descending")
+    chromium.evaluate(f"""{{ const box = {table}.closest('.scroll').previousElementSibling;
+        box.value = '/M/07'; box.dispatchEvent(new Event('input')); }}""")
+    shown = f"[...{table}.tBodies[0].rows].filter(row => !row.hidden).map(row => row.cells[1].textContent)"
+    assert chromium.evaluate(shown) == ["/m/07"]
+    press = "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key: '%s', bubbles: true}))"
+    for key, card in (("n", "card-0"), ("j", "card-1"), ("p", "card-0")):
+        chromium.evaluate(press % key)
+        assert chromium.evaluate("document.activeElement.id") == card
+    chromium.evaluate("document.querySelector('input[type=search]').focus()")
+    chromium.evaluate(press % "n")
+    assert chromium.evaluate("document.activeElement.tagName") == "INPUT"
+    assert chromium.messages == []
