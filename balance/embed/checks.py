@@ -158,7 +158,7 @@ def measure_conformance(task: worker.EmbedTask) -> dict[str, Any] | None:
             raise UserError(f"{words}.\nMend it, or type encoder.allow_variant=true to embed one length at a time")
         log.warning("%s; embedding one length at a time (encoder.allow_variant=true)", words)
     return {
-        "relative_difference": found.differences,
+        "relative_difference": {test: x if np.isfinite(x) else None for test, x in found.differences.items()},
         "tolerance": found.tolerance,
         "num_clips": found.num_clips,
         "faults": list(found.faults),

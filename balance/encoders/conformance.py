@@ -62,6 +62,11 @@ def measure(model: CheckedModel, windows: Sequence[Float32], *, precision: Preci
     batch = [*windows, *_neighbours(windows)] if pads else [window[:shortest] for window in windows]
     first, again = _embed(model, batch[:1]), _embed(model, batch[:1])
     alone = np.concatenate([_embed(model, [window]) for window in batch])
+    finite = np.isfinite(alone).all(axis=1)
+    if not finite.all():
+        faults.append(f"NaN or infinity for {int((~finite).sum())} of {len(batch)} clips alone")
+        if not finite.any():
+            return Conformance({}, tolerance, len(windows), tuple(faults))
     together = _embed(model, batch)
     differences = {
         "twice": max(_difference(again, first), _difference(_embed(model, batch), together)),
@@ -94,7 +99,12 @@ def _neighbours(windows: Sequence[Float32]) -> list[Float32]:
 
 
 def _difference(given: Float64, reference: Float64) -> float:
-    """max over rows of ‖given − reference‖ / ‖reference‖; where the reference is zero, ‖given‖."""
+    """max over rows of ‖given − reference‖ / ‖reference‖; where the reference is zero, ‖given‖. Rows that are
+    not finite in both are alike; 0 where no row is left."""
+    finite = np.isfinite(reference).all(axis=1) | np.isfinite(given).all(axis=1)
+    given, reference = given[finite], reference[finite]
+    if not len(given):
+        return 0.0
     norms = np.linalg.norm(reference, axis=1)
     return float((np.linalg.norm(given - reference, axis=1) / np.where(norms > 0, norms, 1.0)).max())
 

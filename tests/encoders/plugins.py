@@ -114,6 +114,20 @@ class NanForSilence(Spectrum):
         return given / given.norm(dim=1, keepdim=True)
 
 
+class NanForShort(Spectrum):
+    """Clips under half a second have no frame of its own."""
+
+    def embed(self, waveforms: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        given = super().embed(waveforms, lengths).clone()
+        given[lengths < 4000] = float("nan")
+        return given
+
+
+class NanAlways(Spectrum):
+    def embed(self, waveforms: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return super().embed(waveforms, lengths) * float("nan")
+
+
 class GradientLeftOn(Spectrum):
     def __init__(self) -> None:
         self.weight = torch.nn.Parameter(torch.ones(BANDS))

@@ -55,6 +55,14 @@ def test_a_broken_encoder_is_caught_by_name(name: str, words: str, lengths: tupl
     assert any(found.startswith(words) for found in measured(name, windows(lengths)).wrong)
 
 
+def test_numbers_that_are_not_finite_are_named_and_not_taken_for_company() -> None:
+    """The other clips' differences stay figures, so that the record of them is JSON."""
+    found = measured("NanForShort", windows((4000, 9000, 4000, 2500)))
+    assert found.wrong == ["NaN or infinity for 2 of 6 clips alone"]
+    assert max(found.differences.values()) <= found.tolerance
+    assert measured("NanAlways", windows((8000,) * 8)).wrong == ["NaN or infinity for 10 of 10 clips alone"]
+
+
 def test_the_figure_is_the_relative_difference() -> None:
     """Of the padded reference by numpy: a plugin that takes zeros behind a clip for sound."""
     sounds = windows((2500, 9000))
@@ -112,6 +120,16 @@ def test_a_variant_is_refused_or_embedded_one_length_at_a_time(tmp_path: Path) -
     assert meta["conformance"]["relative_difference"]["alone"] > 1e-2
     manifest = json.loads((run_dir(tmp_path) / "manifest.json").read_text())
     assert manifest["conformance"] == meta["conformance"]
+
+
+def test_clips_without_a_finite_embedding_fail_where_that_is_allowed(tmp_path: Path) -> None:
+    world = worlds.make(tmp_path / "data", seeds=3, pool=9, evaluation=1)
+    short = world.records("pool")[4]
+    worlds.write_clip(world.media(short), 4, seconds=0.3)
+    done = plugin_run(tmp_path, world, "NanForShort", "encoder.allow_variant=true", "max_failures=0.2")
+    assert done.returncode == 0, done.stderr
+    (failure,) = map(json.loads, (run_dir(tmp_path) / "failures.jsonl").read_text().splitlines())
+    assert (failure["id"], failure["reason"]) == (short["id"], "not_finite")
 
 
 def test_a_hear_module(tmp_path: Path) -> None:

@@ -53,9 +53,11 @@ const toX = (x) => (x - view.x) * view.scale + width / 2, toY = (y) => (view.y -
 const fromX = (x) => (x - width / 2) / view.scale + view.x, fromY = (y) => view.y - (y - height / 2) / view.scale;
 const bounds = { x: range(X), y: range(Y) };
 function range(values) { let low = SPAN, high = 0; for (const v of values) { if (v < low) low = v; if (v > high) high = v; } return [low, high]; }
+let fitted = null; // the view as it was last fitted: until the reader moves it, another size fits it anew
 function fit() {
   const wide = Math.max(bounds.x[1] - bounds.x[0], 1), high = Math.max(bounds.y[1] - bounds.y[0], 1);
   view = { x: (bounds.x[0] + bounds.x[1]) / 2, y: (bounds.y[0] + bounds.y[1]) / 2, scale: 0.92 * Math.min(width / wide, height / high) };
+  fitted = { ...view };
   redraw();
 }
 function zoom(factor, x = width / 2, y = height / 2) {
@@ -72,7 +74,8 @@ function resize() {
   for (const canvas of [points, over]) { canvas.width = Math.round(width * ratio); canvas.height = Math.round(height * ratio); }
   image = onPoints.createImageData(points.width, points.height);
   buffer = new Uint32Array(image.data.buffer);
-  first ? fit() : redraw();
+  const unmoved = fitted && fitted.x === view.x && fitted.y === view.y && fitted.scale === view.scale;
+  first || unmoved ? fit() : redraw();
 }
 
 /* colours: the page's own, as numbers in the buffer's byte order (A B G R) */
