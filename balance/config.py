@@ -277,7 +277,8 @@ def _absolute(settings: Settings) -> Settings:
         eval=None if given.eval is None else index(given.eval),
     )
     encoder = replace(settings.encoder, checkpoint=path(settings.encoder.checkpoint))
-    augment = replace(settings.augment, exclude=path(settings.augment.exclude), include=path(settings.augment.include))
+    own = settings.augment
+    augment = replace(own, exclude=path(own.exclude), include=path(own.include), per_seed_k=path(own.per_seed_k))
     return replace(settings, dataset=dataset, encoder=encoder, augment=augment, cache_dir=str(settings.cache))
 
 
