@@ -187,6 +187,8 @@ def _rules(splits: Mapping[str, Split], removals: Removals, links: listening.Lin
     for rule in Rule:
         at = pa.compute.indices_nonzero(pa.compute.equal(removals.rule, rule.name))
         if len(at):
+            if rule in (Rule.leak_acoustic, Rule.copy_acoustic):  # what barely passed the threshold is most in doubt
+                at = at.take(pa.compute.sort_indices(removals.value.take(at)))
             first = at[:PAIRS_SHOWN]
             rows = removals.rows[first.to_numpy()]
             of = removals.because_of.take(first)

@@ -170,6 +170,13 @@ def test_both_clips_of_a_pair_can_be_heard(run, root, page):
     assert _rules(prepared.embedded.splits, unknown, listening.Links(root, ("x/",)))[0].rows[0].its_audio == ()
 
 
+def test_acoustic_pairs_in_doubt_come_first(run, root):
+    values = np.array([0.99, 0.91, 0.95])
+    pairs = Removals.of(np.arange(3), Rule.leak_acoustic, pa.array(["a", "b", "c"]), values)
+    (rule,) = _rules(run[0].embedded.splits, pairs, listening.Links(root, ("x/",)))
+    assert [(row.because_of, row.value) for row in rule.rows] == [("b", 0.91), ("c", 0.95), ("a", 0.99)]
+
+
 def test_media_links(run, root, page):
     prepared, _, _ = run
     text = page.read_text()
