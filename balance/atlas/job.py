@@ -69,7 +69,7 @@ def run(settings: AtlasSettings, folder: str) -> Path:
         clips,
         projected,
         names=read_ontology(source.ontology, source.root)[0],
-        links=Links.to(source.media, settings.report.media_base or _media_base(given), out.resolve()),
+        links=Links.to(source.media, settings.report.media_base or _media_base(given), out.resolve(), inside=1),
         sound=_sound(given, settings, clips),
         config=settings.atlas,
         num_embedded=settings.report.embed_audio,

@@ -24,7 +24,7 @@ from balance.runtime.remote import AnyPath, RemotePath
 
 SEEDS_PER_PART = 4
 NEIGHBOURS_PER_SEED = 5
-NEAR_LEVELS = 5  # of folders that a relative link may go up: outputs/runs/DAY/TIME/atlas to where the run was started
+NEAR_LEVELS = 4  # of folders that a relative link may go up: outputs/runs/DAY/TIME up to where the run was started
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +75,9 @@ class Links:
     bases: tuple[str, ...]
 
     @staticmethod
-    def to(media: AnyPath, base: str | None, page: Path) -> Links:
+    def to(media: AnyPath, base: str | None, page: Path, *, inside: int = 0) -> Links:
         """media: the media's folder or URL; base: a path or URL to link to instead, or None; page: the folder of the
-        page. A browser opens http(s) alone."""
+        page, so many levels inside a run's folder. A browser opens http(s) alone."""
         if base is not None and "://" in base:
             return Links(media, (base.rstrip("/") + "/",))
         if base is None and isinstance(media, RemotePath):
@@ -85,7 +85,7 @@ class Links:
         target = Path(str(media) if base is None else base).expanduser().absolute()
         bases = [target.as_uri().rstrip("/") + "/"]
         relative = os.path.relpath(target, page.absolute())
-        if relative.split("/").count("..") <= NEAR_LEVELS:
+        if relative.split("/").count("..") <= NEAR_LEVELS + inside:
             bases.insert(0, f"./{quote(os.fsencode(relative))}/")
         return Links(media, tuple(bases))
 
