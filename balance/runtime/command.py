@@ -49,7 +49,10 @@ def start(main: Callable[[], Any], *, writes: bool = True) -> None:
             sys.stdout.flush()
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Interrupted as interrupted:
+    except BaseException as error:
+        interrupted = _interruption(error)
+        if interrupted is None:
+            raise
         name = signal.Signals(interrupted.number).name
         print(
             f"\nstopped by {name}: finished parts are kept; run the same command again to go on",
@@ -57,6 +60,13 @@ def start(main: Callable[[], Any], *, writes: bool = True) -> None:
             flush=True,
         )
         os._exit(128 + interrupted.number)  # threads of a half-done part need not be waited for
+
+
+def _interruption(error: BaseException | None) -> Interrupted | None:
+    """The signal that an error is, or came of: a library's cleaning up may fail on the way and raise that instead."""
+    while error is not None and not isinstance(error, Interrupted):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def arguments(usage: str, num_arguments: int) -> list[str]:
