@@ -18,7 +18,7 @@ import queue
 import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from balance.audio.decode import kept_samples
 from balance.audio.decoder_process import DecoderProcess, DecodeSettings, Job
+from balance.data.config import MediaSource
 from balance.errors import UserError
 from balance.runtime.remote import Unreachable
 
@@ -86,6 +87,20 @@ def plan_window_slots(queue_bytes: int, num_samples: int, num_workers: int) -> t
     """`plan_slots` for slots of so many samples."""
     slot_bytes = -(-4 * num_samples // mmap.PAGESIZE) * mmap.PAGESIZE
     return slot_bytes, min(max(queue_bytes // slot_bytes, 2 * num_workers), 16 * num_workers)
+
+
+def channel_settings(source: MediaSource, max_frames: int, queue_bytes: int, num_workers: int) -> DecodeSettings:
+    """For whoever wants the first channel as it is, at most `max_frames` frames of a clip."""
+    slot_bytes, num_slots = plan_slots(queue_bytes, max_frames, num_workers)
+    return DecodeSettings(
+        media_root=str(source.root),
+        format=source.format.value,
+        columns=asdict(source.columns),
+        max_frames=max_frames,
+        zero_mean=False,
+        slot_bytes=slot_bytes,
+        num_slots=num_slots,
+    )
 
 
 class DecoderPool:

@@ -12,7 +12,7 @@ import itertools
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from balance.audio.decoder_process import DecodeSettings, Job
-from balance.audio.decoders import Decoded, DecoderPool, Undecoded, plan_slots
+from balance.audio.decoder_process import Job
+from balance.audio.decoders import Decoded, DecoderPool, Undecoded, channel_settings
 from balance.curation.judge import MOST_FRAMES
 from balance.curation.log_mel import HOP_S, NUM_BANDS, features
 from balance.data.config import MediaSource
@@ -180,16 +180,7 @@ class Decoders:
     def hear(self, media: MediaSource, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
         """The columns of each clip that follow from its sound, in order."""
         num_workers = min(self.num_workers, len(jobs))
-        slot_bytes, num_slots = plan_slots(self.queue_bytes, 100 * MAX_S, num_workers)
-        settings = DecodeSettings(
-            media_root=str(media.root),
-            format=media.format.value,
-            columns=asdict(media.columns),
-            max_frames=100 * MAX_S,
-            zero_mean=False,
-            slot_bytes=slot_bytes,
-            num_slots=num_slots,
-        )
+        settings = channel_settings(media, 100 * MAX_S, self.queue_bytes, num_workers)
         todo = ((None, job) for job in jobs)
         with (
             DecoderPool(settings, todo, num_workers=num_workers, clip_timeout_s=self.clip_timeout_s) as pool,

@@ -12,14 +12,13 @@ import itertools
 import logging
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from balance.audio.decoder_process import DecodeSettings, Job
-from balance.audio.decoders import Decoded, DecoderPool, plan_slots
+from balance.audio.decoder_process import Job
+from balance.audio.decoders import Decoded, DecoderPool, channel_settings
 from balance.curation.judge import MOST_FRAMES
 from balance.curation.listener import Listener, Match
 from balance.curation.log_mel import SHORTEST_S, features
@@ -57,16 +56,7 @@ class AcousticCopies:
         search: SearchConfig,
         device: torch.device,
     ) -> None:
-        slot_bytes, num_slots = plan_slots(queue_bytes, MAX_FRAMES, num_workers)
-        self._decode = DecodeSettings(
-            media_root=str(source.root),
-            format=source.format.value,
-            columns=asdict(source.columns),
-            max_frames=MAX_FRAMES,
-            zero_mean=False,
-            slot_bytes=slot_bytes,
-            num_slots=num_slots,
-        )
+        self._decode = channel_settings(source, MAX_FRAMES, queue_bytes, num_workers)
         self._threshold = threshold
         self._num_workers = num_workers
         self._clip_timeout_s = clip_timeout_s

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import scipy.signal
 
-from balance.audio.decoder_process import DecodeSettings, Job
-from balance.audio.decoders import Decoded, DecoderPool, plan_slots
+from balance.audio.decoder_process import Job
+from balance.audio.decoders import Decoded, DecoderPool, channel_settings
 from balance.data.config import MediaSource
 from balance.errors import UserError
 from balance.finetune.networks import RATE_HZ, Network
@@ -203,16 +203,7 @@ def _fill(values: Float16, clips: Clips, rows: Int64, network: Network, media: M
 def _decoded(clips: Clips, rows: Int64, media: Media, max_duration_s: float) -> Iterator[object]:
     max_frames = max(1, round(100 * max_duration_s))
     num_workers = max(1, min(media.num_workers, len(rows)))
-    slot_bytes, num_slots = plan_slots(media.queue_bytes, max_frames, num_workers)
-    settings = DecodeSettings(
-        media_root=str(media.source.root),
-        format=media.source.format.value,
-        columns=asdict(media.source.columns),
-        max_frames=max_frames,
-        zero_mean=False,
-        slot_bytes=slot_bytes,
-        num_slots=num_slots,
-    )
+    settings = channel_settings(media.source, max_frames, media.queue_bytes, num_workers)
     jobs = ((None, clips.job(row)) for row in rows.tolist())
     with DecoderPool(settings, jobs, num_workers=num_workers, clip_timeout_s=media.clip_timeout_s) as decoders:
         for _, _, result in decoders.results():

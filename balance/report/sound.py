@@ -11,15 +11,15 @@ import base64
 import io
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import scipy.signal
 import soundfile
 
-from balance.audio.decoder_process import DecodeSettings, Job
-from balance.audio.decoders import Decoded, DecoderPool, plan_slots
+from balance.audio.decoder_process import Job
+from balance.audio.decoders import Decoded, DecoderPool, channel_settings
 from balance.data.config import MediaSource
 from balance.records import Float32, Index
 
@@ -52,16 +52,7 @@ def decode(groups: Sequence[Clips], sound: Sound) -> Iterator[list[Wave | None]]
     """The waveforms of each group, in order; None where a clip cannot be decoded."""
     num_clips = sum(len(group) for group in groups)
     num_workers = max(1, min(sound.num_workers, 4, num_clips))
-    slot_bytes, num_slots = plan_slots(sound.queue_bytes, MAX_FRAMES, num_workers)
-    settings = DecodeSettings(
-        media_root=str(sound.source.root),
-        format=sound.source.format.value,
-        columns=asdict(sound.source.columns),
-        max_frames=MAX_FRAMES,
-        zero_mean=False,
-        slot_bytes=slot_bytes,
-        num_slots=num_slots,
-    )
+    settings = channel_settings(sound.source, MAX_FRAMES, sound.queue_bytes, num_workers)
 
     def jobs() -> Iterator[tuple[None, Job]]:
         for group in groups:
