@@ -23,14 +23,7 @@ POOL = 1100  # three parts on a CPU
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """Few files under many names: parts enough to be interrupted between, made quickly."""
-    world = worlds.make(tmp_path_factory.mktemp("world") / "data", pool=20)
-    records = world.records("pool")
-    for i in range(20, POOL):
-        record = {**records[i % 20], "id": f"copy_{i:06d}"}
-        os.link(world.media(records[i % 20]), world.media(record))
-        records.append(record)
-    world.write("pool", records)
-    return world
+    return worlds.make_linked(tmp_path_factory.mktemp("world") / "data", pool=POOL)
 
 
 @pytest.fixture(scope="module")
