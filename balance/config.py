@@ -51,6 +51,7 @@ from balance.runtime.command import errors_for_people, outputs_folder
 from balance.runtime.cores import available_cores
 from balance.runtime.keys import key
 from balance.runtime.remote import AnyPath, is_url, place, redacted
+from balance.runtime.terminal import SAID, Verbosity
 from balance.search.config import SearchConfig
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class Settings(EmbedConfig):
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     cache_dir: str = key("outputs/cache", "embeddings and neighbours, shared by all runs and users", common=True)
+    verbosity: Verbosity = key(Verbosity.normal, SAID, common=True)
 
     def __post_init__(self) -> None:
         EmbedConfig.__post_init__(self)
@@ -148,6 +150,7 @@ class IndexSettings:
     """The whole configuration of `python -m balance.index`."""
 
     index: IndexConfig = field(default_factory=IndexConfig)
+    verbosity: Verbosity = key(Verbosity.normal, SAID)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -157,6 +160,7 @@ class AtlasSettings:
     atlas: AtlasConfig = field(default_factory=AtlasConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     num_workers: int | None = key(None, "decoder processes; default: the cores of this process", common=True)
+    verbosity: Verbosity = key(Verbosity.normal, SAID)
 
     def __post_init__(self) -> None:
         if self.num_workers is not None and self.num_workers < 1:

@@ -20,7 +20,6 @@ USAGE = {
             "First try:  python -m balance.run dataset=demo",
             "Your data:  python -m balance.run dataset.root=/data/audioset encoder.checkpoint=/models/00071478.pth",
             "Sweep:      python -m balance.run -m k=10,32,100,512 …    (embeds and searches once)",
-            "Defaults of this machine go into conf/local/default.yaml. --cfg job shows what would run.",
         ),
     ),
     "probe": (
@@ -107,7 +106,10 @@ def text(command: str, schema: type, conf: Path, *, every_key: bool) -> str:
             lines += ["", f"{group or 'the job'}{_choices(conf, group)}"]
         lines.append(f"  {_with_default(row):<{width}}  {row.help}")
     if not every_key:
-        lines += ["", "Every key:  --help all"]
+        lines += [
+            "",
+            "Every key:  --help all    What would run:  --cfg job    This machine's own:  conf/local/default.yaml",
+        ]
     return "\n".join([*lines, *examples])
 
 

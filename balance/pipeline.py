@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from tqdm import tqdm
 
 from balance import consensus, preflight
 from balance.config import Settings, as_omegaconf, as_plain
@@ -52,6 +50,7 @@ from balance.results.summary import summarise, write_summary
 from balance.results.train_root import write_train_root
 from balance.runtime import files
 from balance.runtime.remote import place
+from balance.runtime.terminal import Stage
 from balance.search.ranges import search_ranges
 from balance.search.top_k import Result, kept_or_found, load, search
 
@@ -358,10 +357,10 @@ def _eligible_positions(k: int, embedded: Embedded, kept_out: Removals) -> Int64
 def _search(settings: Settings, embedded: Embedded, eligible_positions: Int64, engine: Engine | None) -> Neighbours:
     seeds, pool = embedded.seeds, embedded.pool
     eligible = pool.embedded[eligible_positions]
-    with tqdm(total=len(eligible), desc="search", unit=" clips", leave=False, disable=not sys.stderr.isatty()) as bar:
+    with Stage("search", len(eligible)) as stage:
 
         def progress(done: int, _: int) -> None:
-            bar.update(done - bar.n)
+            stage.at(done)
 
         candidates = SomeVectors(pool.vectors, eligible_positions)
 

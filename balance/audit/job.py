@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from balance import __version__
 from balance.audit import page
@@ -35,6 +33,7 @@ from balance.errors import UserError
 from balance.records import Int64
 from balance.results.manifest import git_commit
 from balance.runtime import files
+from balance.runtime.terminal import Stage
 
 log = logging.getLogger(__name__)
 
@@ -153,14 +152,14 @@ def _by_sound(
             pass
         found = exact
     else:
-        with _bar("compare", sum(len(listed.index) for listed in train)) as bar:
+        with Stage("compare", sum(len(listed.index) for listed in train)) as stage:
             alike = by_sound(
                 of_eval(),
                 of_train(),
                 num_eval_windows=sum(len(listed.index) for listed in eval),
                 threshold=settings.augment.copy_threshold,
                 scratch=settings.cache,
-                progress=bar.update,
+                progress=stage.advance,
             )
             found = [*alike, *exact]
     _refuse_unreadable(settings, compared)
@@ -210,15 +209,11 @@ def _hear(settings: AuditSettings, lists: Sequence[Listed], sounds: Sequence[Sou
         f"{num_there - num_todo:,}",
         (num_todo * _HEAR_S + num_train * _COMPARE_S) / settings.num_decoders / 60,
     )
-    with _bar("decode", num_todo) as bar:
+    with Stage("decode", num_todo) as stage:
         for listed, store in zip(lists, sounds, strict=True):
             rows = left(listed, store)  # without those that an earlier list has too
             for num_done in store.hear(listed.index, listed.stamps, rows, decoders, again=retry):
-                bar.update(num_done)
-
-
-def _bar(what: str, total: int) -> Any:
-    return tqdm(desc=what, total=total, unit=" clips", leave=False, disable=not sys.stderr.isatty())
+                stage.advance(num_done)
 
 
 def _refuse_unreadable(settings: AuditSettings, compared: Sequence[Compared]) -> None:

@@ -24,6 +24,7 @@ from balance.curation.listener import Listener, Match
 from balance.curation.log_mel import SHORTEST_S, features
 from balance.data.config import MediaSource
 from balance.records import Float32, Float64, Index, Int64, SomeVectors, Split, Vectors
+from balance.runtime.terminal import Stage
 from balance.runtime.threads import Cores
 from balance.runtime.wording import listed
 from balance.search.config import SearchConfig
@@ -113,19 +114,23 @@ class AcousticCopies:
         a, starts = a[order], np.searchsorted(b[order], np.arange(num_nodes + 1))
         found: list[Match] = []
         unheard: list[int] = []
-        with tempfile.TemporaryFile() as file, Cores() as cores:
+        with tempfile.TemporaryFile() as file, Cores() as cores, Stage("acoustic copies", num_nodes) as stage:
             listener = Listener(file, sought, self._threshold)
 
             def copies_of(node: int) -> list[Match]:
                 proposed = a[starts[node] : starts[node + 1]].tolist()
                 return listener.copies_of(node, heard[node], proposed, by_fingerprint=node >= num_first)
 
+            num_undecoded = 0
             for batch in _batches(self._decoded(parts)):
                 log_mels = dict(zip(batch, cores.map(_features_of, batch.values()), strict=True))
                 heard = {node: log_mel for node, log_mel in log_mels.items() if len(log_mel)}
                 unheard += log_mels.keys() - heard.keys()
                 listener.remember({node: log_mel for node, log_mel in heard.items() if node < sought})
                 found += itertools.chain.from_iterable(cores.map(copies_of, heard))
+                num_undecoded += sum(not len(samples) for samples, _ in batch.values())
+                stage.failed(num_undecoded)
+                stage.advance(len(batch))
         if unheard:
             self.warnings.append(_unheard_words(parts, np.array(sorted(unheard), dtype=np.int64)))
             log.warning("%s", self.warnings[-1])

@@ -20,18 +20,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from tqdm import tqdm
-
 from balance.demo import clips
 from balance.demo.checkpoint import write_checkpoint
 from balance.errors import UserError
 from balance.runtime import files, locks
+from balance.runtime.terminal import Stage
 
 log = logging.getLogger(__name__)
 
 MARKER = "balance-demo.json"  # {"version": int, "complete": bool}
 VERSION = 1
-_LINE_EVERY_S = 10.0
 
 
 def ensure_demo(root: Path, *, num_processes: int, wrap: Callable[[dict[str, Any]], Any]) -> None:
@@ -121,14 +119,8 @@ def _make_sounds(root: Path, num_processes: int) -> None:
 
 
 def _show_progress(done: IO[bytes], num_files: int) -> None:
-    """A bar at a terminal, else a line now and then, until the pipe ends."""
+    """Until the pipe ends."""
     log.info("making the demo, once: %s audio files", f"{num_files:,}")
-    last_line = time.monotonic()
-    with tqdm(total=num_files, desc="demo", unit=" files", leave=False, disable=not sys.stderr.isatty()) as bar:
-        num_done = 0
+    with Stage("making the demo", num_files, "files") as stage:
         while data := done.read(4096):
-            num_done += len(data)
-            bar.update(len(data))
-            if bar.disable and time.monotonic() - last_line > _LINE_EVERY_S:
-                last_line = time.monotonic()
-                log.info("making the demo: %s of %s audio files", f"{num_done:,}", f"{num_files:,}")
+            stage.advance(len(data))

@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from balance.audio.decoder_process import Job
 from balance.audio.decoders import Decoded, DecoderPool
@@ -37,6 +35,7 @@ from balance.encoders.precision import Precision
 from balance.errors import UserError
 from balance.records import Float32, Float64, Int64, Split
 from balance.runtime import files
+from balance.runtime.terminal import Stage
 
 log = logging.getLogger(__name__)
 
@@ -61,15 +60,14 @@ def compare_in_doubt(store: Store, inventory: Inventory, task: worker.EmbedTask)
         f"{len(rows):,}",
     )
     is_same = np.zeros(len(inventory.index), dtype=bool)
-    bar = tqdm(total=len(rows), desc="comparing", unit=" clips", leave=False, disable=not sys.stderr.isatty())
-    with bar:
+    with Stage("comparing", len(rows)) as stage:
         for at in range(0, len(rows), _COMPARED_AT_ONCE):
             some = rows[at : at + _COMPARED_AT_ONCE]
             known = store.facts(inventory.rows[some]).pcm_sha1
             found = _decode_again(task, inventory, some, task.num_workers)
             for row, sha1, samples in zip(some, known, found, strict=True):
                 is_same[row] = samples == sha1.tobytes()
-                bar.update()
+                stage.advance()
             same = is_same[some]
             with contextlib.suppress(OSError):  # a colleague's store may be read-only: compared again next time
                 paths = inventory.index.paths.take(pa.array(some[same]))

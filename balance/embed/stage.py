@@ -38,7 +38,7 @@ from balance.embed.config import EmbedConfig
 from balance.embed.failures import refuse_failures
 from balance.embed.inventory import Inventory, take_inventory
 from balance.embed.parts import PART_CLIPS, Plan, plan_parts
-from balance.embed.progress import EmbedProgress, duration
+from balance.embed.progress import EmbedProgress
 from balance.embed.store import Store
 from balance.embed.store_files import remove_leftovers
 from balance.embed.use import Use
@@ -53,6 +53,7 @@ from balance.errors import UserError
 from balance.records import SPLITS, DecodeFailure, Failure, Index, Partial, Split
 from balance.runtime import files
 from balance.runtime.cores import available_cores
+from balance.runtime.terminal import duration
 
 log = logging.getLogger(__name__)
 

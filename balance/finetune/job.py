@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from balance import pipeline
 from balance.config import FinetuneSettings
@@ -41,6 +39,7 @@ from balance.probe.runner import Probe
 from balance.probe.training_sets import Arm
 from balance.records import Float64, Int64, Labels
 from balance.runtime import files
+from balance.runtime.terminal import Stage
 from balance.runtime.threads import one_core
 
 log = logging.getLogger(__name__)
@@ -79,28 +78,26 @@ def _run(settings: FinetuneSettings, folder: Path, kept: pipeline.Kept) -> Findi
     prepared, data = data_for(settings, kept, "finetune.k", config.k)
     device = torch.device(prepared.embedded.device)
     cache = settings.cache
-    bar: Any = tqdm(desc="finetune", unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+    stage = Stage("finetune", None, "steps")
     probe = Probe(
         data,
         dataclasses.replace(settings.probe, k=config.k, draws=config.repeats),
         seed=settings.seed,
         device=device,
         cache=cache / "probe",
-        progress=lambda what, done: bar.set_postfix_str(f"probe, {what}"),
+        progress=lambda what, done: stage.note(f"probe, {what}"),
     )
     arms = probe.arms()
     table = probe.run(arms)
-    world = _world(
-        settings, data, network, arms, device, progress=lambda n: bar.set_postfix_str(f"inputs: {n:,} clips")
-    )
+    world = _world(settings, data, network, arms, device, progress=lambda n: stage.note(f"inputs: {n:,} clips"))
     groups = groups_of(table.fits)
-    bar.total = len(groups) * config.repeats * config.steps
+    stage.starts(len(groups) * config.repeats * config.steps)
     log.info(
         "%d trainings of %s, %s steps of %d clips each, on %s",
         len(groups) * config.repeats, network.name, f"{config.steps:,}", config.batch_size, device,
     )  # fmt: skip
-    with bar, one_core() if network.is_small and device.type == "cpu" else contextlib.nullcontext():
-        scores = [_trained(world, group, table, config.repeats, cache / "finetune", bar) for group in groups]
+    with stage, one_core() if network.is_small and device.type == "cpu" else contextlib.nullcontext():
+        scores = [_trained(world, group, table, config.repeats, cache / "finetune", stage) for group in groups]
     found = _findings(settings, world, table, groups, scores)
     write(folder, settings.dataset.name, found)
     for sentence in [*found.sentences, *found.limits]:
@@ -155,17 +152,19 @@ def _world(
     )
 
 
-def _trained(world: _World, group: Group, table: Table, repeats: int, folder: Path, bar: Any) -> list[training.Trained]:
+def _trained(
+    world: _World, group: Group, table: Table, repeats: int, folder: Path, stage: Stage
+) -> list[training.Trained]:
     """The trainings of an arm: of its one set with different first weights, or of a different draw in each."""
     out = []
     for repeat in range(repeats):
         arm = table.fits[group.fits[repeat % len(group.fits)]].arm
-        bar.set_postfix_str(f"{group.title}, training {repeat + 1} of {repeats}")
-        out.append(_one(world, arm, repeat, folder, bar))
+        stage.note(f"{group.title}, training {repeat + 1} of {repeats}")
+        out.append(_one(world, arm, repeat, folder, stage))
     return out
 
 
-def _one(world: _World, arm: Arm, repeat: int, folder: Path, bar: Any) -> training.Trained:
+def _one(world: _World, arm: Arm, repeat: int, folder: Path, stage: Stage) -> training.Trained:
     data = world.data
     rows = np.concatenate([np.arange(len(data.seeds)), world.pool_at[arm.rows]])
     labels = Labels.join([data.seeds.labels, data.pool.labels.take(arm.rows)]).recode(data.label_ids)
@@ -175,13 +174,13 @@ def _one(world: _World, arm: Arm, repeat: int, folder: Path, bar: Any) -> traini
     file = folder / f"{_key(world, arm, rows, seed)}.npz"
     kept = files.read_npz(file)
     if kept is not None:
-        bar.update(world.recipe.steps)
+        stage.advance(world.recipe.steps, by_others=True)
         return training.Trained(kept["scores"], float(kept["loss"]))
-    started_at = bar.n
+    started_at = stage.done
     mean, std = (torch.tensor(x) for x in world.moments)
 
     def progress(done: int) -> None:
-        bar.update(started_at + done - bar.n)
+        stage.at(started_at + done)
 
     made = training.train(
         lambda: world.network.build(len(data.label_ids), mean, std),

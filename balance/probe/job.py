@@ -10,12 +10,9 @@ import csv
 import dataclasses
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from balance import pipeline
 from balance.config import ProbeSettings
@@ -35,6 +32,7 @@ from balance.probe.results import FIGURES, LINEAR
 from balance.probe.runner import Probe
 from balance.probe.training_sets import RANDOM
 from balance.runtime import files
+from balance.runtime.terminal import Stage
 
 log = logging.getLogger(__name__)
 
@@ -54,11 +52,11 @@ def _run(settings: ProbeSettings, folder: Path, kept: pipeline.Kept) -> Findings
     if second is not None:
         read_encoder(second)  # what is wrong with it is said before hours of embedding with the first
     prepared, data = data_for(settings, kept, "probe.k", settings.probe.k)
-    bar: Any = tqdm(desc="probe", unit="fit", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+    stage = Stage("probe", None, "fits")
 
     def progress(what: str, done: int) -> None:
-        bar.n = done
-        bar.set_postfix_str(what)
+        stage.at(done)
+        stage.note(what)
 
     probe = Probe(
         data,
@@ -69,8 +67,8 @@ def _run(settings: ProbeSettings, folder: Path, kept: pipeline.Kept) -> Findings
         progress=progress,
     )
     table = probe.arms()
-    bar.total = len(table)
-    with bar:
+    stage.starts(len(table))
+    with stage:
         found = conclusions.find(probe, probe.run(table))
     guard = f"{len(prepared.decontaminated):,} pool clips are left out as copies of evaluation clips (probe.leaks: "
     guard += f"{guard_of(settings).value})"

@@ -114,15 +114,18 @@ def errors_for_people() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"{_error()} {error}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
     except BrokenPipeError:
         raise
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(
-            f"error: {where}{error.strerror or error}. What is finished is kept: mend that, run the same command again",
-            file=sys.stderr,
-            flush=True,
-        )
+        what = f"{error.filename}: " if error.filename else ""
+        what += f"{error.strerror or error}. What is finished is kept: mend that, run the same command again"
+        print(f"{_error()} {what}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
+
+
+def _error() -> str:
+    from balance.runtime.terminal import coloured
+
+    return coloured("error:")
