@@ -66,18 +66,15 @@ class Batches:
 
     def add(self, clip: Decoded) -> None:
         """Stage a waveform (its samples are copied at once)."""
-        rate = clip.sample_rate
+        rate, on_cuda = clip.sample_rate, self._device.type == "cuda"
+        samples = self._copied(clip) if on_cuda else torch.from_numpy(np.array(clip.samples, copy=False))
         staged = self._staged.get(rate)
         if staged is None:
             longest = kept_samples(rate, self._max_frames)
-            kind = _StagedOnGpu if self._device.type == "cuda" else _Staged
-            staged = self._staged[rate] = kind(self._staged_clips, longest)
-        if isinstance(staged, _StagedOnGpu):
-            staged.add(self._num_clips, self._copied(clip))
-        else:
-            staged.add(self._num_clips, clip.samples)
+            staged = self._staged[rate] = (_StagedOnGpu if on_cuda else _Staged)(self._staged_clips, longest)
+        staged.add(self._num_clips, samples)
         self._num_clips += 1
-        if len(staged.clips) == self._staged_clips:
+        if len(staged.clips) >= self._staged_clips:
             self._fbank(rate)
 
     def _copied(self, clip: Decoded) -> torch.Tensor:
@@ -88,8 +85,11 @@ class Batches:
         try:
             there = samples.to(self._device, non_blocking=True)
         except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            there = samples.to(self._device, non_blocking=True)
+            self._make_room()
+            try:
+                there = samples.to(self._device, non_blocking=True)
+            except torch.OutOfMemoryError as error:
+                raise UserError(NO_ROOM) from error
         if clip.slot is not None:
             clip.slot.keep()
             self._copies.append((self._event(), clip.slot))
@@ -98,6 +98,15 @@ class Batches:
                 event.synchronize()
                 slot.give_back()
         return there
+
+    def _make_room(self) -> None:
+        """Waveforms fill the GPU: embed those that wait there, and let half as many wait from now on."""
+        for rate in sorted(self._staged):
+            self._fbank(rate)
+        self._forward(last=True)
+        self._staged_clips = max(1, self._staged_clips // 2)
+        torch.cuda.empty_cache()
+        log.warning("the GPU has no room for another waveform: at most %d will wait there", self._staged_clips)
 
     def finish(self) -> Finished:
         """The embeddings of the clips added since the last call, which CUDA may still be computing."""
@@ -199,9 +208,9 @@ class _Staged:
         self.clips: list[int] = []
         self.lengths: list[int] = []
 
-    def add(self, clip: int, samples: Float32) -> None:
+    def add(self, clip: int, samples: torch.Tensor) -> None:
         row = self._samples[len(self.clips)]
-        row[: len(samples)] = torch.from_numpy(np.array(samples, copy=False))
+        row[: len(samples)] = samples
         self.clips.append(clip)
         self.lengths.append(len(samples))
 

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 FAISS_MOST_ON_GPU = 2048
 BLOCK_BYTES_GPU = 1 << 28  # of float32 rows, for torch
+BLOCK_BYTES_CPU = 1 << 22  # the same: twice as many take a fifth longer, which leave the second cache (2 MB a core)
 GROUP = 16  # columns whose largest score a GPU compares; of the groups that reach it reads each score again, and alone
 
 
@@ -108,8 +109,7 @@ class TorchSearch:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.dtype = first_pass_dtype(device)
-        # On a CPU the scores of a block and 2,000 seeds are 16 MB.
-        self.block_bytes = BLOCK_BYTES_GPU if device.type == "cuda" else (1 << 24) // self.dtype.itemsize
+        self.block_bytes = BLOCK_BYTES_GPU if device.type == "cuda" else BLOCK_BYTES_CPU
         self.workspace = Workspace(device)
 
     def find(
@@ -160,7 +160,7 @@ class FaissRangeSearch:
     dtype = torch.float32
     device = torch.device("cpu")
     needs_guess = True
-    block_bytes = 1 << 25
+    block_bytes = 1 << 24
 
     def __init__(self, faiss: Any) -> None:
         self._faiss = faiss

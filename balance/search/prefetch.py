@@ -2,7 +2,7 @@
 
 In: `Vectors` and, in order, the rows that are wanted. Out: float32 rows on the device. For a GPU a thread reads ahead
 into the other of two pinned buffers, from which CUDA copies in the background; a CPU's cores read their own blocks, and
-rows that lie on the GPU are taken as they are. The price: two blocks of pinned memory, and one block that is read in
+rows that lie on a GPU are taken as they are. The price: two blocks of pinned memory, and one block that is read in
 vain where the blocks become smaller.
 """
 
@@ -42,8 +42,8 @@ class Blocks:
             if self._ahead is not None:
                 self._ahead[1].exception()  # it writes into the buffer until then
             rows = torch.as_tensor(self._pool.read(block.start, block.stop))
-            if rows.device == self._device:
-                return rows
+            if rows.device.type != "cpu":
+                return rows.to(self._device)
             rows = self._fill(self._buffer(len(rows)), rows)
         self._ahead = None
         there = rows.to(self._device, non_blocking=True)

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import mmap
 import queue
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from balance.embed.pinned import pinned
 from balance.embed.stage import decoders_beside
 from balance.encoders.precision import Precision
 from balance.encoders.vipant import VipAnt, read_vipant
+from balance.errors import UserError
 from balance.runtime.cores import available_cores
 from tests import simulated_cuda, worlds
 
@@ -75,6 +77,35 @@ def test_the_host_waits_only_for_the_embeddings(described: VipAnt) -> None:
         assert not machine.syncs
         finished.wait()
         assert {why for why, _ in machine.syncs} == {"event"}
+
+
+def test_waveforms_that_do_not_fit_are_embedded_first(described: VipAnt, caplog: pytest.LogCaptureFixture) -> None:
+    device = torch.device("cuda", 0)
+    with simulated_cuda.simulated() as machine:
+        expected = embedded(described, device, Precision.float32)
+        batches = Batches(described.build(device, Precision.float32), described, device, 4, spread=map)
+        for number, clip in enumerate(clips()):
+            if number in (3, 8):  # full, but for what those that wait give back
+                machine.memory_bytes = machine.used_bytes[0]
+                to = machine._copy
+
+                def once(*arguments: Any, to: Any = to) -> Any:
+                    try:
+                        return to(*arguments)
+                    except torch.OutOfMemoryError:
+                        machine.memory_bytes = 80 << 30
+                        raise
+
+                machine._copy = once  # type: ignore[method-assign]
+            batches.add(clip)
+        found = batches.finish().wait()
+        assert "at most 2 will wait" in caplog.text
+        assert "at most 1 will wait" in caplog.text
+        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+        del machine._copy
+        machine.memory_bytes = 0
+        with pytest.raises(UserError, match="does not hold a single clip"):
+            batches.add(clips()[0])
 
 
 class _Memory:
