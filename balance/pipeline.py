@@ -46,7 +46,7 @@ from balance.records import Float32, Index, Int64, Neighbours, SomeVectors, Spli
 from balance.report import page
 from balance.report.sound import Sound
 from balance.results import console, curation_files, manifest, tables
-from balance.results.summary import summarise, write_summary
+from balance.results.summary import Summary, summarise, write_summary
 from balance.results.train_root import write_train_root
 from balance.runtime import files
 from balance.runtime.remote import place
@@ -107,11 +107,11 @@ class Kept:
         return json.dumps(dataclasses.asdict(beside), default=str, sort_keys=True)
 
 
-def run(settings: Settings, folder: Path, kept: Kept | None = None) -> None:
-    """The whole job into `folder`. Raises UserError, OSError."""
+def run(settings: Settings, folder: Path, kept: Kept | None = None, *, in_sweep: bool = False) -> None:
+    """The whole job into `folder`. in_sweep: the console has a line per run. Raises UserError, OSError."""
     if kept is None:
         with Kept() as own:
-            return run(settings, folder, own)
+            return run(settings, folder, own, in_sweep=in_sweep)
     started = time.monotonic()
     prepared = prepare(settings, kept)
     seeds, pool = prepared.seeds, prepared.pool
@@ -126,7 +126,10 @@ def run(settings: Settings, folder: Path, kept: Kept | None = None) -> None:
         acoustic=_acoustic_copies(settings, prepared.embedded),
         included=prepared.included,
     )
-    _write(settings, folder, prepared, neighbours, curated, started)
+    summary, train_with = _write(settings, folder, prepared, neighbours, curated, started)
+    console.tell(
+        folder, prepared, summary, curated, train_with=train_with, is_demo=settings.hears_at_random, in_sweep=in_sweep
+    )
 
 
 def prepare(settings: Settings, kept: Kept) -> Prepared:
@@ -241,6 +244,7 @@ def _embed_media(
 
     indexes = splits.read_splits(dataset, read)
     ids_as = clip_ids.reading(settings.dataset.ids, indexes)
+    splits.tell(indexes)
     _check(settings, indexes, ids_as)
     names, ontology = read_ontology(dataset.ontology, settings.root)
     encoder = read_encoder(settings.encoder)
@@ -300,6 +304,7 @@ def _own_vectors(settings: Settings, device: torch.device) -> Embedded:
         name: split.index if isinstance(split, precomputed.PrecomputedSplit) else split for name, split in found.items()
     }
     ids_as = clip_ids.reading(settings.dataset.ids, indexes)
+    splits.tell(indexes)
     _check(settings, indexes, ids_as)
     precomputed.refuse_other_dims(**given)
     names, ontology = read_ontology(settings.dataset.ontology, root)
@@ -460,8 +465,9 @@ def _write(
     neighbours: Neighbours,
     curated: curate.Curated,
     started: float,
-) -> None:
-    """Every file of the run, complete or not there at all; the manifest, which names their hashes, last."""
+) -> tuple[Summary, str]:
+    """Every file of the run, complete or not there at all; the manifest, which names their hashes, last. Returns the
+    figures, and the name of the file to train on."""
     k, seeds, pool, dataset = settings.k, prepared.seeds, prepared.pool, settings.dataset
     written = tables.write_neighbours(folder, k, seeds.index, pool.index, neighbours)
     written += tables.write_augmented(
@@ -503,5 +509,4 @@ def _write(
             media=settings.media_root,
             paths=[split.index.paths for split in prepared.embedded.splits.values()],
         )
-    train_with = training[0].name if training else f"ids_k{k}.csv"
-    console.tell(folder, prepared, summary, curated, train_with=train_with, is_demo=settings.hears_at_random)
+    return summary, training[0].name if training else f"ids_k{k}.csv"

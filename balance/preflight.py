@@ -7,7 +7,6 @@ media inventory, which costs a directory scan, follows in the embedding stage, b
 from __future__ import annotations
 
 import contextlib
-import logging
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,8 +24,6 @@ from balance.records import Index
 from balance.runtime.remote import AnyPath, RemotePath
 from balance.search import candidates
 from balance.search.config import SearchConfig
-
-log = logging.getLogger(__name__)
 
 
 def check_root(root: AnyPath) -> None:
@@ -47,8 +44,6 @@ def check_indexes(k: int, augment: AugmentConfig, indexes: Mapping[str, Index], 
     ids_as: how ids are compared (`clip_ids.reading`).
     """
     seeds, pool = indexes["seeds"], indexes["pool"]
-    for split, index in indexes.items():
-        log.info("%s: %s clips in %s", split, f"{len(index):,}", index.file)
     if seeds.audio_key != pool.audio_key:
         raise UserError(
             f"{seeds.file} uses the key {seeds.audio_key!r} and {pool.file} {pool.audio_key!r}: the published loader "

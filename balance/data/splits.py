@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from balance.data.config import DatasetConfig
 from balance.data.locate import NoSuchIndex
+from balance.records import Index
 
 log = logging.getLogger(__name__)
 
@@ -23,3 +24,9 @@ def read_splits(dataset: DatasetConfig, read: Callable[[str], T]) -> dict[str, T
         except NoSuchIndex as error:
             log.warning("no guard against evaluation clips: %s", error)
     return found
+
+
+def tell(indexes: Mapping[str, Index]) -> None:
+    """Print how many clips each split lists, and where."""
+    for split, index in indexes.items():
+        log.info("%s: %s clips in %s", split, f"{len(index):,}", index.file)

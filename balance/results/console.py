@@ -1,17 +1,16 @@
-"""The lines that a person reads at the end of a run.
+"""The lines that a person reads at the end of a run, and of a sweep.
 
-In: what the run found. Out: log lines: figures, warnings, where the files are and what to type next. Two shares stand
-beside each other only where both are of the search's result: what curation left follows as a number of its own.
-Agreement falls with K, so it is said at 10, where runs of different K compare, and at the run's own K, as summary.json
-and the page have it.
+In: what the run found. Out: log lines: a table of figures, warnings, where the files are and what to type next. Two
+figures stand beside each other only where both are of the search's result: what curation left follows as a number of
+its own. Agreement falls with K, so it is said at 10, where runs of different K compare, and at the run's own K, as
+summary.json and the page have it. A sweep has a line per K; the rest is in each run's log file.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,42 +40,51 @@ def tell(
     *,
     train_with: str,
     is_demo: bool,
+    in_sweep: bool = False,
 ) -> None:
-    """Print what the run found. train_with: the name of the file to train on."""
-    lines = [*_kept_out(prepared), _chosen(prepared, summary, curated), *_agreement(prepared, summary, curated)]
+    """Print what the run found. train_with: the name of the file to train on; in_sweep: all but warnings is for the
+    log file alone, since `tell_of_sweep` follows."""
+    lines = [*_kept_out(prepared), *_table(_figures(prepared, summary, curated))]
     if is_demo:
         lines.append(NOTICE)
     if summary.nearly_all:
         lines.append("warning: the neighbours are nearly the whole pool; a smaller k selects more")
-    lines.append(f"failures: {json.dumps(summary.failures)}")
     for line in (*lines, *curated.notes):
-        log.info("%s", line)
+        log.log(_level(in_sweep), "%s", line)
     if summary.num_partial:
         log.warning("warning: %s", summary.partial_warning)
     for warning in (*prepared.warnings, *curated.warnings):
         log.warning("warning: %s", warning)
     for line in _files(folder, prepared, summary.k, train_with):
-        log.info("%s", line)
+        log.log(_level(in_sweep), "%s", line)
+
+
+def _level(in_sweep: bool) -> int:
+    return logging.DEBUG if in_sweep else logging.INFO
+
+
+_SWEEP_LINE = "%8s  %12s  %11s  %11s  %9s  %s"
+
+
+def tell_of_sweep(row: SweepRow, *, with_header: bool) -> None:
+    """Print the line of one run of a sweep; no uniform picks, since curation may have thinned a set."""
+    if with_header:
+        log.info(_SWEEP_LINE, "k", "neighbours", "of the pool", "agreement@k", "by chance", "run")
+    figures = row.figures
+    agreement, chance = (
+        "–" if (value := figures[name]) is None else f"{value:.3f}"
+        for name in ("label_agreement", "label_agreement_random")
+    )
+    neighbours, share = f"{figures['num_neighbours']:,}", f"{figures['pool_share']:.1%}"
+    log.info(_SWEEP_LINE, f"{row.k:,}", neighbours, share, agreement, chance, row.run)
 
 
 def tell_sweep(root: Path, rows: Sequence[SweepRow]) -> None:
-    """Print the sweep so far: its page, and a line per K; no uniform picks, since curation may have thinned a set."""
-    log.info("the sweep so far: %s", _short(root / "report.html"))
-    log.info("%8s  %12s  %11s  %11s  %9s", "k", "neighbours", "of the pool", "agreement@k", "by chance")
-    for row in rows:
-        figures = row.figures
-        agreement, chance = (
-            "–" if (value := figures[name]) is None else f"{value:.3f}"
-            for name in ("label_agreement", "label_agreement_random")
-        )
-        log.info(
-            "%8s  %12s  %11s  %11s  %9s",
-            f"{row.k:,}",
-            f"{figures['num_neighbours']:,}",
-            f"{figures['pool_share']:.1%}",
-            agreement,
-            chance,
-        )
+    """Print where a finished sweep is, and the one next command."""
+    log.info("files: %s", _short(root))
+    log.info("  look at report.html; the table is sweep.csv, each run has a folder of its own")
+    runs = [shlex.quote(str(_short(root / row.run))) for row in (rows[0], rows[-1])]
+    log.info("next: python -m balance.compare %s", " ".join(runs))
 
 
 def _files(folder: Path, prepared: Prepared, k: int, train_with: str) -> list[str]:
@@ -111,29 +119,38 @@ def _kept_out(prepared: Prepared) -> list[str]:
     ]
 
 
-def _chosen(prepared: Prepared, summary: Summary, curated: Curated) -> str:
+def _figures(prepared: Prepared, summary: Summary, curated: Curated) -> Iterator[tuple[str, str, str, str]]:
+    """Rows of the table: name, of this run, of random picks, remark. Agreement and recall are of the search's result,
+    at 10 and at K; no row where no seed has labels."""
     found, num_eligible = curated.num_found, summary.num_pool_eligible
-    line = (
-        f"k = {summary.k}: {found:,} distinct neighbours of {len(prepared.seeds.embedded):,} seeds = "
-        f"{found / num_eligible:.1%} of the {num_eligible:,} pool clips that can be chosen "
-        f"(uniform picks: {summary.pool_share_uniform:.1%})"
-    )
-    if found != summary.num_neighbours:
-        line += f"; {summary.num_neighbours:,} stay after curation = {summary.pool_share:.1%}"
-    return line
-
-
-def _agreement(prepared: Prepared, summary: Summary, curated: Curated) -> list[str]:
-    """Label agreement and recall at 10 and at K, of the search's result; no line where no seed has labels."""
+    is_thinned = found != summary.num_neighbours
+    before = "before curation" if is_thinned else ""
+    yield f"k = {summary.k}", "this run", "random picks", ""
+    yield "seeds", f"{len(prepared.seeds.embedded):,}", "", ""
+    yield "distinct neighbours", f"{found:,}", "", f"of {num_eligible:,} pool clips that can be chosen"
+    yield "share of the pool", f"{found / num_eligible:.1%}", f"{summary.pool_share_uniform:.1%}", before
+    if is_thinned:
+        yield "after curation", f"{summary.num_neighbours:,}", "", f"{summary.pool_share:.1%} of the pool"
     at = min(_AGREEMENT_K, prepared.neighbours.k)
-    before = ", before curation" if curated.num_found != summary.num_neighbours else ""
-    lines = [_agreement_line(prepared, at, before)]
-    if summary.k != at:
-        lines.append(_agreement_line(prepared, summary.k, f"{before}; as in summary.json and report.html"))
-    return [line for line in lines if line]
+    for k in dict.fromkeys((at, summary.k)):
+        yield from _agreement(prepared, k, before)
+    failed = [
+        f"{split}: " + ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+        for split, reasons in summary.failures.items()
+        if reasons
+    ]
+    num_failed = sum(sum(reasons.values()) for reasons in summary.failures.values())
+    yield "clips without embedding", f"{num_failed:,}", "", "; ".join(failed)
 
 
-def _agreement_line(prepared: Prepared, k: int, of: str) -> str:
+def _table(rows: Iterable[tuple[str, str, str, str]]) -> list[str]:
+    """Lines: names to the left, figures to the right."""
+    cells = list(rows)
+    name, ours, theirs = (max(len(row[column]) for row in cells) for column in range(3))
+    return [f"{row[0]:<{name}}  {row[1]:>{ours}}  {row[2]:>{theirs}}  {row[3]}".rstrip() for row in cells]
+
+
+def _agreement(prepared: Prepared, k: int, before: str) -> Iterator[tuple[str, str, str, str]]:
     seeds, pool = prepared.seeds, prepared.pool
     names = common_names(seeds.index.labels, pool.index.labels)
     seed_labels = seeds.index.labels.recode(names).take(seeds.embedded)
@@ -143,12 +160,11 @@ def _agreement_line(prepared: Prepared, k: int, of: str) -> str:
     top = Neighbours(np.arange(len(seeds.embedded)), top.pool_rows, top.similarities)
     agreement = label_agreement(seed_labels, pool_labels, top)
     if agreement is None:
-        return ""
+        return
     by_chance = label_agreement_random(seed_labels, eligible) or 0.0
     recall = label_recall(seed_labels, pool_labels, top) or 0.0
     recall_by_chance = label_recall_random(seed_labels, eligible, k) or 0.0
-    times = f", {agreement / by_chance:.2f} x chance" if by_chance else ""
-    return (
-        f"label agreement@{k}: {agreement:.3f} (random picks {by_chance:.3f}{times}); "
-        f"label recall@{k}: {recall:.3f} (random picks {recall_by_chance:.3f}){of}"
-    )
+    times = f"{agreement / by_chance:.2f} x random picks" if by_chance else ""
+    remark = ", ".join(filter(None, [times, before]))
+    yield f"label agreement@{k}", f"{agreement:.3f}", f"{by_chance:.3f}", remark
+    yield f"label recall@{k}", f"{recall:.3f}", f"{recall_by_chance:.3f}", before

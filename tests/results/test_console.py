@@ -18,6 +18,7 @@ from balance.encoders.config import EncoderConfig
 from balance.report import sweep
 from balance.results import console
 from tests import worlds
+from tests.command import command
 
 
 @pytest.fixture(scope="module")
@@ -55,30 +56,37 @@ def said(world, caplog):
     return make
 
 
-def line(lines: list[str], beginning: str) -> str:
-    return next(x for x in lines if x.startswith(beginning))
+def cells(lines: list[str], name: str) -> list[str]:
+    """What stands beside a name of the table."""
+    (line,) = (x for x in lines if re.match(rf"{re.escape(name)}(  |$)", x))
+    return re.split(" {2,}", line)[1:]
 
 
 def test_a_budget_is_not_set_beside_uniform_picks(said, tmp_path):
-    whole = line(said(tmp_path / "whole", 6), "k = 6")
+    whole = said(tmp_path / "whole", 6)
     lines = said(tmp_path / "budget", 6, AugmentConfig(budget=12))
-    chosen = line(lines, "k = 6")
     summary = json.loads((tmp_path / "budget" / "summary.json").read_text())
-    assert chosen == f"{whole}; {summary['num_neighbours']} stay after curation = {summary['pool_share']:.1%}"
     searched = json.loads((tmp_path / "whole" / "summary.json").read_text())
-    assert f"= {searched['pool_share']:.1%} of" in whole
-    assert f"(uniform picks: {summary['pool_share_uniform']:.1%})" in whole
-    assert ", before curation" in line(lines, "label agreement@6")
+    beside = [f"{searched['pool_share']:.1%}", f"{summary['pool_share_uniform']:.1%}"]
+    assert cells(whole, "share of the pool") == beside
+    assert cells(lines, "share of the pool") == [*beside, "before curation"]
+    assert cells(lines, "after curation") == [
+        str(summary["num_neighbours"]),
+        f"{summary['pool_share']:.1%} of the pool",
+    ]
+    assert cells(lines, "label agreement@6")[-1].endswith(", before curation")
+    assert not [x for x in whole if "curation" in x]
 
 
 @pytest.mark.parametrize(("k", "said_at"), [(6, (10, 6)), (10, (10,)), (25, (10, 25))])
 def test_agreement_says_its_k(said, tmp_path, k, said_at):
-    lines = [x for x in said(tmp_path / "run", k) if x.startswith("label agreement@")]
-    found = {int(at): (float(a), float(r)) for x in lines for at, a, r in re.findall(
-        r"^label agreement@(\d+): ([\d.]+) .* label recall@\1: ([\d.]+)", x)}  # fmt: skip
+    lines = said(tmp_path / "run", k)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert tuple(found) == said_at
-    assert found[k] == (round(summary["label_agreement"], 3), round(summary["label_recall"], 3))
+    for figure in ("agreement", "recall"):
+        found = {int(at): float(x) for at, x in re.findall(rf"^label {figure}@(\d+) +([\d.]+)", "\n".join(lines), re.M)}
+        assert tuple(found) == said_at
+        assert found[k] == round(summary[f"label_{figure}"], 3)
+        assert cells(lines, f"label {figure}@{k}")[1] == f"{summary[f'label_{figure}_random']:.3f}"
 
 
 def test_the_last_lines_name_files_that_are_there_and_a_command_that_works(said, tmp_path, monkeypatch):
@@ -98,15 +106,19 @@ def test_a_sweep_has_a_line_per_k(said, tmp_path, caplog):
     for k in (3, 25):
         said(tmp_path / f"k={k}", k)
     caplog.clear()
+    rows = sweep.write_sweep(tmp_path)
     with caplog.at_level(logging.INFO):
-        console.tell_sweep(tmp_path, sweep.write_sweep(tmp_path))
-    first, _, *rows = [record.getMessage() for record in caplog.records]
-    assert first.endswith("/report.html")
-    for k, row in zip((3, 25), rows, strict=True):
+        for number, row in enumerate(rows):
+            console.tell_of_sweep(row, with_header=not number)
+        console.tell_sweep(tmp_path, rows)
+    _, *lines, files, _, command = [record.getMessage() for record in caplog.records]
+    assert files == f"files: {tmp_path}"
+    assert command == f"next: python -m balance.compare {tmp_path}/k=3 {tmp_path}/k=25"
+    for k, row in zip((3, 25), lines, strict=True):
         summary = json.loads((tmp_path / f"k={k}" / "summary.json").read_text())
         expected = [str(k), str(summary["num_neighbours"]), f"{summary['pool_share']:.1%}"]
         expected += [f"{summary[x]:.3f}" for x in ("label_agreement", "label_agreement_random")]
-        assert row.split() == expected
+        assert row.split() == [*expected, f"k={k}"]
 
 
 def test_seeds_that_copy_evaluation_clips_are_a_warning(said, tmp_path, world):
@@ -118,3 +130,18 @@ def test_seeds_that_copy_evaluation_clips_are_a_warning(said, tmp_path, world):
     page = (tmp_path / "exact" / "report.html").read_text()
     assert f"1 seeds copy evaluation clips and stay ({pair})" in page
     assert world.records("seeds")[2]["id"] in (tmp_path / "exact" / "ids_k3.csv").read_text()
+
+
+def test_a_sweep_in_one_process_says_a_line_per_k(world, tmp_path):
+    typed = ("k=3,6", *world.overrides(), f"cache_dir={world.root.parent}/cache")
+    done = command(tmp_path, "-m", *typed)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    header = next(i for i, x in enumerate(lines) if x.split()[:1] == ["k"])
+    assert [x.split()[0] for x in lines[header : header + 5]] == ["k", "3", "6", "files:", "look"]
+    assert lines[header + 5 :] == [lines[-1]]
+    assert lines[-1].startswith("next: python -m balance.compare outputs/sweeps/")
+    assert (done.stdout, "\033" in done.stderr) == ("", False)
+    folder = tmp_path / lines[header + 3].removeprefix("files: ")
+    assert "label agreement@10" in (folder / "1-k6" / "run.log").read_text(), "the rest is in each run's log"
+    assert command(tmp_path, "-m", *typed, "verbosity=quiet").stderr == ""
