@@ -24,10 +24,11 @@ import torch
 
 from balance import consensus, preflight
 from balance.config import Settings, as_omegaconf, as_plain
-from balance.curation import curate, decontaminate, id_lists
+from balance.curation import curate, decontaminate, id_lists, own_sound
 from balance.curation.acoustic import AcousticCopies
 from balance.curation.config import AugmentConfig, Copies, Leaks
 from balance.curation.removed import Removals
+from balance.curation.sounds import Decoders
 from balance.data import clip_ids, formats, precomputed, splits
 from balance.data.config import Format, Ids
 from balance.data.locate import NoSuchIndex
@@ -71,6 +72,7 @@ class Kept:
         self._key = ""
         self._embedded: Embedded | None = None
         self._decontaminated: dict[tuple[Leaks, float], Decontaminated] = {}
+        self._heard: Embedded | None = None
         self.uses = contextlib.ExitStack()
         self._engine: Cluster | None = None
 
@@ -91,8 +93,13 @@ class Kept:
         return self._embedded if self._key == self._key_of(settings) else None
 
     def put(self, settings: Settings, embedded: Embedded) -> None:
-        self._key, self._embedded = self._key_of(settings), embedded
+        self._key, self._embedded, self._heard = self._key_of(settings), embedded, None
         self._decontaminated.clear()
+
+    def heard(self, find: Callable[[], Embedded]) -> Embedded:
+        """What `find` gives of the kept embeddings: the same with facts of their sound, once."""
+        self._heard = self._heard or find()
+        return self._heard
 
     def decontaminated(self, augment: AugmentConfig, find: Callable[[], Decontaminated]) -> Decontaminated:
         """What `find` gives of the kept embeddings: once per level and threshold, since sound is dear to compare."""
@@ -114,16 +121,16 @@ def run(settings: Settings, folder: Path, kept: Kept | None = None, *, in_sweep:
             return run(settings, folder, own, in_sweep=in_sweep)
     started = time.monotonic()
     prepared = prepare(settings, kept)
-    seeds, pool = prepared.seeds, prepared.pool
     neighbours = prepared.neighbours.top(settings.k)
+    heard = _heard(settings, prepared.embedded, kept)
     curated = curate.curate(
         settings.augment,
         rng_seed=settings.seed,
-        seeds=seeds,
-        pool=pool,
+        seeds=heard.seeds,
+        pool=heard.pool,
         eligible=prepared.eligible,
         neighbours=neighbours,
-        acoustic=_acoustic_copies(settings, prepared.embedded),
+        acoustic=_acoustic_copies(settings, heard),
         included=prepared.included,
     )
     summary, train_with = _write(settings, folder, prepared, neighbours, curated, started)
@@ -151,7 +158,9 @@ def prepare(settings: Settings, kept: Kept) -> Prepared:
     started = time.monotonic()
     indexes = {name: split.index for name, split in embedded.splits.items()}
     lists = id_lists.read_id_lists(settings.augment, indexes, embedded.ids_as)
-    out, warnings = kept.decontaminated(settings.augment, lambda: _decontaminate(settings, embedded))
+    out, warnings = kept.decontaminated(
+        settings.augment, lambda: _decontaminate(settings, _heard(settings, embedded, kept))
+    )
     excluded = lists.out(out)
     eligible_positions = _eligible_positions(settings.k, embedded, Removals.join(out, excluded))
     eligible = embedded.pool.embedded[eligible_positions]
@@ -416,10 +425,36 @@ def _decontaminate(settings: Settings, embedded: Embedded) -> Decontaminated:
     return out, (*warnings, *(acoustic.warnings if acoustic is not None else ()))
 
 
+def _heard(settings: Settings, embedded: Embedded, kept: Kept) -> Embedded:
+    """With facts of the sound where a step compares it: own vectors have none before their files are decoded."""
+    by_sound = settings.augment.leaks is not Leaks.id
+    is_asked = by_sound or settings.augment.copies is not Copies.none
+    needed = [embedded.seeds, embedded.pool, *([embedded.eval] if by_sound else [])]
+    if not is_asked or settings.dataset.format is not Format.embeddings or not all(map(own_sound.has_files, needed)):
+        return embedded
+
+    def find() -> Embedded:
+        decoders = Decoders(
+            num_workers=settings.num_decoders, queue_bytes=settings.queue_bytes, clip_timeout_s=settings.clip_timeout_s
+        )
+        splits = own_sound.with_facts(
+            embedded.splits,
+            settings.media,
+            decoders,
+            cache=settings.cache,
+            again=settings.retry_failures,
+            max_missing=settings.max_missing,
+            max_failures=settings.max_failures,
+        )
+        return dataclasses.replace(embedded, splits=splits)
+
+    return kept.heard(find)
+
+
 def _acoustic_copies(settings: Settings, embedded: Embedded) -> AcousticCopies | None:
     """What finds copies by their sound, where the configuration asks for it and there is sound."""
     asked = Leaks.acoustic is settings.augment.leaks or Copies.acoustic is settings.augment.copies
-    if not asked or settings.dataset.format is Format.embeddings:
+    if not asked or embedded.pool.facts is None:
         return None
     return AcousticCopies(
         settings.media,

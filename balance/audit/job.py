@@ -23,14 +23,13 @@ from balance import __version__
 from balance.audit import page
 from balance.audit.lists import Listed, read_lists
 from balance.audit.pairs import RULES, Clip, Pair, Samples, by_id, by_sound, first_of_each
-from balance.audit.sounds import MAX_S, Decoders, Heard, Sounds
 from balance.config import AuditSettings, as_omegaconf
 from balance.curation.config import Leaks
+from balance.curation.sounds import MAX_S, Decoders, Heard, Sounds, hear_all
 from balance.data.config import Format
 from balance.data.missing import refuse_missing, round_up
 from balance.demo.making import ensure_demo
 from balance.errors import UserError
-from balance.records import Int64
 from balance.results.manifest import git_commit
 from balance.runtime import files
 from balance.runtime.terminal import Stage
@@ -46,7 +45,7 @@ NOT_COMPARED = {
     "in_part": f"longer than {MAX_S} s, of which only {MAX_S} s were heard",
     "not_whole": "that could not be decoded to their end",
 }
-_HEAR_S, _COMPARE_S = 0.04, 0.01  # of one core of 2026 per clip of 10 s, for the estimate that is printed first
+_COMPARE_S = 0.01  # of one core of 2026 per training clip of 10 s, for the estimate that is printed first
 
 
 @dataclass(slots=True)
@@ -152,7 +151,7 @@ def _by_sound(
             pass
         found = exact
     else:
-        with Stage("compare", sum(len(listed.index) for listed in train)) as stage:
+        with Stage("comparing", sum(len(listed.index) for listed in train)) as stage:
             alike = by_sound(
                 of_eval(),
                 of_train(),
@@ -194,26 +193,9 @@ def _hear(settings: AuditSettings, lists: Sequence[Listed], sounds: Sequence[Sou
     decoders = Decoders(
         num_workers=settings.num_decoders, queue_bytes=settings.queue_bytes, clip_timeout_s=settings.clip_timeout_s
     )
-    retry = settings.retry_failures
-
-    def left(listed: Listed, store: Sounds) -> Int64:
-        places = store.places(listed.index, listed.stamps, with_failed=not retry)
-        return np.flatnonzero((places < 0) & ~listed.missing)
-
-    num_todo = sum(len(left(listed, store)) for listed, store in zip(lists, sounds, strict=True))
-    num_there = sum(len(listed.index) - int(listed.missing.sum()) for listed in lists)
     num_train = sum(len(listed.index) for listed in lists if listed.side == "training")
-    log.info(
-        "audit: %s clips to decode, %s known from earlier audits, about %.1f min",
-        f"{num_todo:,}",
-        f"{num_there - num_todo:,}",
-        (num_todo * _HEAR_S + num_train * _COMPARE_S) / settings.num_decoders / 60,
-    )
-    with Stage("decode", num_todo) as stage:
-        for listed, store in zip(lists, sounds, strict=True):
-            rows = left(listed, store)  # without those that an earlier list has too
-            for num_done in store.hear(listed.index, listed.stamps, rows, decoders, again=retry):
-                stage.advance(num_done)
+    clips = list(zip(sounds, lists, strict=True))
+    hear_all("audit", clips, decoders, again=settings.retry_failures, compare_s=num_train * _COMPARE_S)
 
 
 def _refuse_unreadable(settings: AuditSettings, compared: Sequence[Compared]) -> None:

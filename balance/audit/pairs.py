@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow.compute as pc
 
 from balance.audit.lists import Listed
-from balance.audit.sounds import Heard
 from balance.curation.listener import Listener, Match
+from balance.curation.sounds import Heard
 from balance.data import clip_ids
 from balance.data.config import Ids
 from balance.records import Float32

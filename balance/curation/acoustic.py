@@ -66,11 +66,14 @@ class AcousticCopies:
         self.warnings: list[str] = []  # of what was not compared, for console and page
 
     def between(self, queries: Split, base: Split, base_rows: Int64) -> tuple[Int64, Int64, Float64]:
-        """Copies of `queries` among some clips of `base`: (row of queries.index, row of base.index, correlation)."""
+        """Copies of `queries` among some clips of `base`: (row of queries.index, row of base.index, correlation).
+
+        Where `queries` has no vectors, fingerprints alone propose.
+        """
         num_queries = len(queries.embedded)
         vectors = SomeVectors(base.vectors, np.searchsorted(base.embedded, base_rows))
         proposed = self._propose(queries.vectors.read(0, num_queries), vectors, NUM_PROPOSALS)
-        first = np.repeat(np.arange(num_queries), proposed.shape[1])
+        first = np.repeat(np.arange(len(proposed)), proposed.shape[1])
         parts = [(queries.index, queries.embedded), (base.index, base_rows)]
         a, b, value = self._compare(parts, first, num_queries + proposed.reshape(-1), sought=num_queries)
         return queries.embedded[a], base_rows[b - num_queries], value

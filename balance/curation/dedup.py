@@ -33,11 +33,11 @@ class FindCopies(Protocol):
 
 
 def need_sound(first: Split, second: Split, given: str, instead: str) -> None:
-    """UserError where a step that compares sound meets the user's own vectors, whose clips are not decoded."""
+    """UserError where a step that compares sound meets the user's own vectors without an index that names files."""
     if first.facts is None or second.facts is None:
         raise UserError(
-            f"{given} compares sound, and dataset.format=embeddings has none: type {instead} (where an index beside "
-            "the vectors names the files, python -m balance.audit compares their sound)"
+            f"{given} compares sound, and dataset.format=embeddings has none where no index (X.csv) beside the vectors "
+            f"names the files: put it there, or type {instead}"
         )
 
 

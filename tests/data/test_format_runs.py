@@ -14,9 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 
 from balance import pipeline
 from balance.config import Settings
+from balance.curation.config import AugmentConfig, Copies, Leaks
 from balance.data.config import DatasetConfig, Format
 from balance.encoders.config import EncoderConfig
 from balance.errors import UserError
@@ -330,3 +332,46 @@ def test_own_vectors_give_the_neighbours_of_the_run(world, reference, tmp_path):
     np.save(pool, np.load(pool)[:, :-1])  # other vectors, of another dimension
     with pytest.raises(UserError, match=r"the vectors of dataset.unbalanced=.* are no longer those"):
         verify(str(tmp_path / "run"))
+
+
+def test_own_vectors_with_an_index_are_compared_by_sound(tmp_path):
+    """The decisions are those of the run that made the vectors; evaluation clips are heard without vectors."""
+    world = worlds.make(tmp_path / "world", seeds=4, pool=15, evaluation=2)
+    seeds, pool, evaluation = (world.records(split) for split in worlds.SPLITS)
+    samples, rate = soundfile.read(world.media(evaluation[0]), dtype="float32")
+    soundfile.write(world.media(pool[3]), samples, rate)
+    soundfile.write(world.media(pool[8]), 0.4 * samples, rate)
+    shutil.copy(world.media(seeds[0]), world.media(pool[0]))
+    augment = AugmentConfig(leaks=Leaks.acoustic, copies=Copies.exact)
+
+    def decisions(chosen: Settings, name: str) -> list[dict]:
+        chosen.augment = augment
+        (tmp_path / name).mkdir()
+        pipeline.run(chosen, tmp_path / name)
+        return pq.read_table(tmp_path / name / "decisions.parquet").to_pylist()
+
+    made_by = settings(world, world.root, tmp_path / "cache", Format.vipant)
+    expected = decisions(made_by, "made_by")
+    assert {(row["id"], row["rule"]) for row in expected} == {
+        (pool[3]["id"], "leak_exact"),
+        (pool[8]["id"], "leak_acoustic"),
+        (pool[0]["id"], "copy_exact"),
+    }
+    prepared = pipeline.prepare(made_by, pipeline.Kept())
+    root = tmp_path / "own"
+    root.mkdir()
+    for split, name in worlds.SPLITS.items():
+        part = prepared.embedded.splits[split]
+        if split != "eval":
+            np.save(root / f"{name}.npy", part.vectors.read(0, len(part.embedded)))
+            (root / f"{name}.ids.txt").write_text("".join(f"{id}\n" for id in part.index.ids.to_pylist()))
+        (root / f"{name}.csv").write_bytes(world.index(split).read_bytes())
+    own = settings(world, root, tmp_path / "own-cache", Format.embeddings)
+    assert decisions(own, "of_own") == expected
+    world.media(pool[5]).write_bytes(b"no sound")
+    with pytest.raises(UserError, match=r"(?s)1 of the 15 pool clips could not be read .* type max_failures=0.07"):
+        decisions(own, "unreadable")
+    (root / "eval_segments.csv").unlink()
+    (root / "eval_segments.ids.txt").write_text("".join(f"{r['id']}\n" for r in evaluation))
+    with pytest.raises(UserError, match=r"no index \(X.csv\) beside the vectors names the files"):
+        decisions(own, "ids_alone")

@@ -1,4 +1,5 @@
-"""What was heard of clips, kept in the cache: facts and features, so that each clip is decoded once for all audits.
+"""What was heard of clips, kept in the cache: facts and features, so that each clip is decoded once for all audits,
+and for runs on own vectors, whose clips no encoder hears.
 
 In: keys of clips under one media root. Out: their rows. A part is a file of `embed.store_files` (named by its clips and
 its bytes, there completely or not at all), made by whoever holds its lock; a file with another size or modification
@@ -14,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -27,8 +28,9 @@ from balance.curation.log_mel import HOP_S, NUM_BANDS, features
 from balance.data.config import MediaSource
 from balance.embed import store_files
 from balance.embed.parts import plan_name
-from balance.records import Float32, Index, Int64
+from balance.records import DecodeFailure, Facts, Float32, Index, Int64
 from balance.runtime import locks
+from balance.runtime.terminal import Stage
 from balance.runtime.threads import Cores
 
 log = logging.getLogger(__name__)
@@ -40,6 +42,8 @@ WINDOW_S, WINDOW_HOP_S = 10.0, 5.0
 STEP_NEPER = 0.002  # of the features as whole numbers: fingerprints hear changes far below what the judges do
 _BATCH = 64
 _WAIT_S = 2.0
+_HEAR_S = 0.04  # of one core of 2026 per clip of 10 s, for the estimate that is printed first
+_FACTS = ["id", "path", "reason", "detail", "sample_rate", "num_samples", "rms_db", "pcm_sha1"]
 _COLUMNS = {
     "id": pa.string(),
     "path": pa.string(),
@@ -131,8 +135,30 @@ class Sounds:
             for at in np.flatnonzero(part == number).tolist():
                 yield at, _heard(table.slice(int(places[at]) % PART_CLIPS, 1).to_pylist()[0])
 
-    def hear(self, index: Index, stamps: Int64, rows: Int64, decoders: Decoders, *, again: bool) -> Iterator[int]:
-        """Decode these rows of an index and write them down; the number of clips of each part, when it is there.
+    def facts(self, places: Int64) -> tuple[Facts, list[DecodeFailure]]:
+        """Of the clips at these places, (n,), and why some could not be decoded. What was not heard has the facts of a
+        silent clip, which is nobody's copy."""
+        rate, size = np.zeros(len(places), dtype=np.int32), np.zeros(len(places), dtype=np.int64)
+        rms_db = np.full(len(places), -np.inf, dtype=np.float32)
+        sha1 = np.zeros((len(places), 20), dtype=np.uint8)
+        failures = []
+        options = pa.ipc.IpcReadOptions(included_fields=[SCHEMA.get_field_index(name) for name in _FACTS])
+        part = places // PART_CLIPS
+        for number in np.unique(part[places >= 0]).tolist():
+            at = np.flatnonzero(part == number)
+            table = pa.ipc.open_file(str(self._files[number]), options=options).read_all().take(places[at] % PART_CLIPS)
+            for i, row in zip(at.tolist(), table.to_pylist(), strict=True):
+                if row["reason"]:
+                    failures.append(DecodeFailure(row["id"], row["path"], row["reason"], row["detail"]))
+                    continue
+                rate[i], size[i], rms_db[i] = row["sample_rate"], row["num_samples"], row["rms_db"]
+                sha1[i] = np.frombuffer(row["pcm_sha1"], dtype=np.uint8)
+        return Facts(rate, size, rms_db, sha1), failures
+
+    def hear(
+        self, index: Index, stamps: Int64, rows: Int64, decoders: Decoders, *, again: bool
+    ) -> Iterator[tuple[int, int]]:
+        """Decode these rows of an index and write them down; (clips, failures) of each part, when it is there.
         again: also what another audit has written since."""
         offsets, sizes = index.places()
         ids, paths = index.ids.take(pa.array(rows)).to_pylist(), index.paths.take(pa.array(rows)).to_pylist()
@@ -149,16 +175,18 @@ class Sounds:
                 if lock is None:  # another audit hears these clips now
                     waiting.append(part)
                     continue
+                num_failed = 0
                 with lock:
                     if again or not store_files.part_done(self.directory, plan):
-                        self._write(plan, part, decoders)
-                yield len(part)
+                        num_failed = self._write(plan, part, decoders)
+                yield len(part), num_failed
             left = waiting
             if left:
                 time.sleep(_WAIT_S)
         self.reopen()
 
-    def _write(self, plan: str, part: Sequence[tuple[Job, Int64]], decoders: Decoders) -> None:
+    def _write(self, plan: str, part: Sequence[tuple[Job, Int64]], decoders: Decoders) -> int:
+        """The number of clips that could not be decoded."""
         columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
         heard = decoders.hear(self._media, [job for job, _ in part])
         for (job, stamp), facts in zip(part, heard, strict=True):
@@ -167,6 +195,45 @@ class Sounds:
                 columns[name].append(value)
         arrays = [pa.array(columns[name], kind) for name, kind in _COLUMNS.items()]
         store_files.write_batch(self.directory, "part", plan, pa.record_batch(arrays, schema=SCHEMA))
+        return sum(map(bool, columns["reason"]))
+
+
+class Wanted(Protocol):
+    """Clips that are to be heard. stamps: (n, 2) of the media files, −1 where there is none."""
+
+    @property
+    def index(self) -> Index: ...
+
+    @property
+    def stamps(self) -> Int64: ...
+
+
+def hear_all(
+    what: str, clips: Sequence[tuple[Sounds, Wanted]], decoders: Decoders, *, again: bool, compare_s: float = 0.0
+) -> None:
+    """Decode what was not heard before. what: that needs it, for the log; again: also what could not be decoded;
+    compare_s: seconds of one core that follow, for the estimate."""
+
+    def left(sounds: Sounds, one: Wanted) -> Int64:
+        places = sounds.places(one.index, one.stamps, with_failed=not again)
+        return np.flatnonzero((places < 0) & (one.stamps[:, 0] >= 0))
+
+    num_todo = sum(len(left(sounds, one)) for sounds, one in clips)
+    num_there = sum(int((one.stamps[:, 0] >= 0).sum()) for _, one in clips)
+    log.info(
+        "%s: %s clips to decode, %s known from earlier audits, about %.1f min",
+        what,
+        f"{num_todo:,}",
+        f"{num_there - num_todo:,}",
+        (num_todo * _HEAR_S + compare_s) / decoders.num_workers / 60,
+    )
+    with Stage("decoding", num_todo) as stage:
+        num_failed = 0
+        for sounds, one in clips:  # without those that an earlier one has too
+            for num_done, failed in sounds.hear(one.index, one.stamps, left(sounds, one), decoders, again=again):
+                num_failed += failed
+                stage.failed(num_failed)
+                stage.advance(num_done)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
