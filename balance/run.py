@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from balance import __version__
 from balance.runtime import command
-from balance.runtime.terminal import Verbosity
 
 if TYPE_CHECKING:
     from balance.config import Job, Settings
@@ -50,6 +49,7 @@ class _Jobs:
         from balance import config, pipeline
         from balance.report import sweep
         from balance.results import console
+        from balance.runtime.terminal import Verbosity
 
         if self._is_open:
             self._kept = self._kept or self._closing.enter_context(pipeline.Kept())
