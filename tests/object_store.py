@@ -24,7 +24,7 @@ from moto.server import ThreadedMotoServer
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "secret-testing", "AWS_DEFAULT_REGION": "us-east-1"}
 
 # (method, path with query) -> "500", "gone", "cut" (the connection ends early), "short" (a well-formed answer that is
-# not the whole), "hang", or None
+# not the whole), "half" (of what is sent), "hang", or None
 Fault = Callable[[str, str], str | None]
 GONE = b"<Error><Code>NoSuchBucket</Code><Message>The specified bucket does not exist</Message></Error>"
 
@@ -123,6 +123,10 @@ class _Proxy(BaseHTTPRequestHandler):
             self.wfile.write(said if self.command != "HEAD" else b"")
             return
         headers = {name: value for name, value in self.headers.items() if name != faulty.without}
+        if what == "half" and self.command == "PUT":
+            body = body[: len(body) // 2]
+            sums = ("content-length", "content-md5", "x-amz-checksum", "x-amz-sdk-checksum")
+            headers = {name: value for name, value in headers.items() if not name.lower().startswith(sums)}
         there = http.client.HTTPConnection(*faulty.to)
         there.request(self.command, self.path, body, headers)
         answer = there.getresponse()

@@ -2,8 +2,9 @@
 
 A file is written under a temporary name in its own folder and renamed: a reader, a crash or a full disk never meets
 half a file under its final name. The folder may be shared: a temporary file is made exclusively, under a name that
-nobody can guess, so that no file or link of another user's is ever written through; its mode is the umask's. A kept
-`.npz` ends in a checksum of all its bytes, since numpy does not read a member to its end, where zip has its own.
+nobody can guess, so that no file or link of another user's is ever written through; its mode is the umask's. Behind a
+URL a file is gathered in memory and written with one request. A kept `.npz` ends in a checksum of all its bytes, since
+numpy does not read a member to its end, where zip has its own.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
-from balance.runtime.remote import AnyPath
+from balance.runtime.remote import AnyPath, RemotePath
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -54,8 +55,13 @@ def draft(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
+def atomic(path: AnyPath) -> Iterator[BinaryIO]:
     """A binary file that gets its name `path` when the block ends well."""
+    if isinstance(path, RemotePath):
+        with io.BytesIO() as gathered:
+            yield gathered
+            path.write_bytes(gathered.getvalue())
+        return
     with draft(path) as file:
         yield file
         file.close()  # where a full disk or a network says no
@@ -63,10 +69,14 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def atomic_text(path: Path) -> Iterator[IO[str]]:
+def atomic_text(path: AnyPath) -> Iterator[IO[str]]:
     """A text file (UTF-8, LF) that gets its name `path` when the block ends well."""
-    with atomic(path) as file, io.TextIOWrapper(file, encoding="utf-8", newline="\n") as text:
-        yield text
+    with atomic(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="\n")
+        try:
+            yield text
+        finally:
+            text.detach()  # all is written; the file stays open
 
 
 def replace(temporary: str | Path, path: Path) -> None:
@@ -131,17 +141,17 @@ def write_lines(file: BinaryIO, lines: Any) -> None:
         file.write(ended.buffers()[2].slice(0, size))
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: AnyPath, value: Any) -> None:
     """`value` as indented JSON; NaN and infinities are refused, since JSON has none."""
     with atomic_text(path) as file:
         json.dump(value, file, indent=2, ensure_ascii=False, allow_nan=False)
         file.write("\n")
 
 
-def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
+def write_npz(path: AnyPath, arrays: Mapping[str, Any]) -> None:
     """Arrays by name, for `read_npz` (and `numpy.load`): the zip file's comment is a checksum of all that precedes it.
 
-    The bytes are on the disk before the file has its name: it holds hours of work.
+    The bytes are on the disk before the file has its name: it holds hours of work. Raises OSError, Unreachable.
     """
     import numpy as np  # here, so that the light modules may import this one
 
@@ -151,16 +161,17 @@ def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
         with zipfile.ZipFile(file, "a") as archive:
             archive.comment = bytes(_CHECKSUM_CHARS)
         file.write(_checksum(file))
-        file.flush()
-        os.fsync(file.fileno())
+        if isinstance(path, Path):
+            file.flush()
+            os.fsync(file.fileno())
 
 
-def read_npz(path: Path) -> dict[str, npt.NDArray[Any]] | None:
+def read_npz(path: AnyPath) -> dict[str, npt.NDArray[Any]] | None:
     """All arrays of a file of `write_npz`; None where there is none, or, with a warning, one that is damaged."""
     import numpy as np
 
     try:
-        with path.open("rb") as file:
+        with path.open("rb") if isinstance(path, Path) else io.BytesIO(path.read_whole()) as file:
             if _checksum(file) != file.read():
                 raise ValueError("its checksum does not match, or an earlier version wrote it without one")
             file.seek(0)

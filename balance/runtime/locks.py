@@ -4,7 +4,8 @@ A lock is a file made with O_EXCL that says who holds it (host, process, its sta
 it every 20 s. It is stale at once if its process on this host is dead, else after 5 minutes without a touch (a
 preempted job comes back on another host), whatever it holds. Its age is read from the file system's own clock: hosts
 disagree. The price: what a lock guards must itself appear by rename and survive being made twice. Embedding parts and
-neighbour files do, so a dead user's lock that this user may not remove is passed over.
+neighbour files do, so a dead user's lock that this user may not remove is passed over, and behind a URL, where a driver
+assigns the work, nothing is locked.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 from pathlib import Path
 
 from balance.runtime import files
+from balance.runtime.remote import AnyPath, RemotePath
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +56,7 @@ def process_alive(pid: int, start_time: str) -> bool:
 
 class Lock:
     """A held lock; `release()` or leaving the `with` block gives it back. path: None where another user's dead lock is
-    passed over, so that nothing is held."""
+    passed over, or where there are no locks, so that nothing is held."""
 
     def __init__(self, path: Path | None) -> None:
         self._stop = threading.Event()
@@ -80,8 +82,10 @@ class Lock:
         self.release()
 
 
-def acquire(path: Path) -> Lock | None:
+def acquire(path: AnyPath) -> Lock | None:
     """The lock at `path`, or None while somebody alive holds it. Breaks a stale one. OSError if not writable."""
+    if isinstance(path, RemotePath):
+        return Lock(None)
     owner = {
         "host": socket.gethostname(),
         "pid": os.getpid(),

@@ -1,15 +1,17 @@
-"""Files behind a URL (`s3://`, `gs://`, `https://`, `hf://` …, through fsspec), read in place.
+"""Files behind a URL (`s3://`, `gs://`, `https://`, `hf://` …, through fsspec), read in place and written whole.
 
-`RemotePath` has what readers of indexes and media need of `pathlib.Path`, so that they ask not which of the two they
-have (`place` decides). Each request has a time limit and is made again after a pause, which grows; a body shorter than
-announced is a failed request, not a short file. What a server refuses in the end is `Unreachable` and stops the run:
-were it recorded as a damaged clip, it would be left out for ever. Credentials come from the libraries' own places
-alone. fsspec is imported where a URL is met, so decoders of local media start without it. The price: a clip is held in
-memory whole, and a folder's listing takes some 2 KB per object while it is read.
+`RemotePath` has what readers of indexes and media, and the cache, need of `pathlib.Path`, so that they ask not which of
+the two they have (`place` decides). Each request has a time limit and is made again after a pause, which grows; a body
+shorter than announced is a failed request, not a short file. A file is written with one request: it is there, complete,
+or not at all. What a server refuses in the end is `Unreachable` and stops the run: were it recorded as a damaged clip,
+it would be left out for ever. Credentials come from the libraries' own places alone. fsspec is imported where a URL is
+met, so decoders of local media start without it. The price: a clip, and a file that is written, is held in memory
+whole, and a folder's listing takes some 2 KB per object while it is read.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import io
 import os
@@ -32,6 +34,7 @@ _REQUEST_LIMIT_S = 60.0
 _ATTEMPTS = 6
 _FIRST_PAUSE_S = 0.5  # doubled each time, half to one and a half of it
 _GET_BYTES = 32 << 20  # per request: within its limit at half a MiB per second
+_LEAST_BYTES_PER_S = _GET_BYTES / _REQUEST_LIMIT_S  # of what is written, which is one request whatever its size
 _BUFFER_BYTES = 1 << 20
 _THREADS = 16  # connections at once while files are listed
 
@@ -164,6 +167,19 @@ class RemotePath:
         paths = (RemotePath(self._with_scheme(name)).relative_to(self) for name in found)
         return [path for path in paths if path is not None]
 
+    def glob(self, pattern: str) -> Iterator[RemotePath]:
+        """The files in this folder with such a name, unsorted; only those that begin with what precedes the first `*`
+        are listed, where the server can."""
+        prefix = pattern.partition("*")[0]
+        try:
+            found = self._ask(lambda files: files.find(self.url, prefix=prefix))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for name in found:
+            path = RemotePath(self._with_scheme(name))
+            if path.relative_to(self) == path.name and fnmatch.fnmatchcase(path.name, pattern):
+                yield path
+
     def read_bytes(self, size: int = -1) -> bytes:
         """The whole file. size: in bytes, as it was listed, −1 where it was not; then a length that differs is noticed
         whatever the server says. Raises FileNotFoundError, Unreachable."""
@@ -180,6 +196,47 @@ class RemotePath:
             return b""
         return self._ask(lambda files: _whole(files.cat_file(self.url, start=start, end=stop), stop - start))
 
+    def read_whole(self, connection: Any = None) -> bytes:
+        """The whole file, whose length is asked for first, so that a short answer is noticed. connection: of
+        `connection()`, where threads share one. Raises FileNotFoundError, Unreachable."""
+
+        def read(files: Any) -> bytes:
+            return _whole(files.cat_file(self.url), int(files.info(self.url)["size"]))
+
+        return self._ask(read, connection)
+
+    def write_bytes(self, data: bytes) -> None:
+        """Make or replace the file with one request, and look whether all of it arrived. Raises Unreachable."""
+
+        def write(files: Any) -> None:
+            files.pipe_file(self.url, data)
+            if (size := int(files.info(self.url)["size"])) != len(data):
+                raise _CutShort(f"{size} of {len(data)} bytes arrived")
+
+        try:
+            self._ask(write, num_bytes=len(data))
+        except (FileNotFoundError, NotADirectoryError):
+            raise Unreachable(
+                f"{self.url} cannot be written: there is no such bucket, or it is gone. What is finished is kept: make "
+                "it, or name another, and run the same command again"
+            ) from None
+
+    def unlink(self, *, missing_ok: bool = False) -> None:
+        """Remove the file. Raises FileNotFoundError, Unreachable."""
+        try:
+            self._ask(lambda files: files.rm_file(self.url))
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Remove these files of this folder. Raises FileNotFoundError, Unreachable."""
+        if names:
+            self._ask(lambda files: files.rm([(self / name).url for name in names]))
+
+    def mkdir(self, *, parents: bool, exist_ok: bool) -> None:
+        """Nothing: a file makes its own folder."""
+
     def open(self, mode: Literal["rb"] = "rb") -> io.BufferedReader | io.BytesIO:
         """The file, seekable; what is read of it is fetched. Raises FileNotFoundError, Unreachable."""
         size = self._ask(lambda files: files.info(self.url)).get("size")
@@ -193,7 +250,7 @@ class RemotePath:
         folders: dict[str, list[str]] = {}
         for path in paths:
             folders.setdefault(path.rpartition("/")[0], []).append(path)
-        files = self._files()
+        files = self.connection()
 
         def in_folder(folder: str) -> dict[str, tuple[int, int]]:
             there = {name: _stamp(entry) for name, entry in (self / folder)._entries(files)}
@@ -245,7 +302,7 @@ class RemotePath:
             return name
         return f"{self.url.partition('://')[0]}://{name.lstrip('/')}"
 
-    def _files(self) -> Any:
+    def connection(self) -> Any:
         """fsspec's file system for this URL. It keeps one per process and thread, with its connections."""
         import fsspec
 
@@ -257,15 +314,17 @@ class RemotePath:
             known = ", ".join(f"{scheme}://" for scheme in _EXTRAS)
             raise UserError(f"{self.url}: {redacted(str(error))}; {known} and others of fsspec are known") from None
 
-    def _ask(self, request: Callable[[Any], T], files: Any = None) -> T:
-        """`request(file system)`, again while it fails and time is left. Raises FileNotFoundError, Unreachable."""
-        files = self._files() if files is None else files
+    def _ask(self, request: Callable[[Any], T], files: Any = None, num_bytes: int = 0) -> T:
+        """`request(file system)`, again while it fails and time is left. num_bytes: that it sends. Raises
+        FileNotFoundError, Unreachable."""
+        limit_s = _REQUEST_LIMIT_S + num_bytes / _LEAST_BYTES_PER_S
+        files = self.connection() if files is None else files
         started = time.monotonic()
         attempt = 0
         while True:
             attempt += 1
             try:
-                return _within(lambda: request(files))
+                return _within(lambda: request(files), limit_s)
             except UserError:
                 raise
             except Exception as raised:
@@ -331,7 +390,7 @@ def _whole(data: Any, size: int) -> bytes:
     return bytes(data)
 
 
-def _within(call: Callable[[], T]) -> T:
+def _within(call: Callable[[], T], limit_s: float) -> T:
     """What the call gives within the time limit of a request, TimeoutError after it: no library's own limit covers
     name resolution, connection and a body that trickles."""
     answers: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
@@ -344,9 +403,9 @@ def _within(call: Callable[[], T]) -> T:
 
     threading.Thread(target=run, daemon=True, name="request").start()
     try:
-        is_well, value = answers.get(timeout=_REQUEST_LIMIT_S)
+        is_well, value = answers.get(timeout=limit_s)
     except queue.Empty:
-        raise TimeoutError(f"no answer within {_REQUEST_LIMIT_S:.0f} s") from None
+        raise TimeoutError(f"no answer within {limit_s:.0f} s") from None
     if not is_well:
         raise value
     return value  # type: ignore[no-any-return]

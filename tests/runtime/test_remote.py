@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pytest
 
 from balance.errors import UserError
-from balance.runtime import remote
+from balance.runtime import files, remote
 from balance.runtime.remote import RemotePath, Unreachable, check_url, is_url, place, redacted
 from tests import object_store
 from tests.object_store import Bucket, Faulty
@@ -160,6 +161,86 @@ def test_a_server_that_is_gone_and_one_that_hangs(bucket: Bucket, monkeypatch: p
     monkeypatch.setattr(remote, "_REQUEST_LIMIT_S", 10.0)  # a busy machine may need a second for the refusal
     with pytest.raises(Unreachable, match="s3://bucket/slow: Could not connect"):
         RemotePath("s3://bucket/slow").read_bytes(1)
+
+
+def test_files_are_written_listed_and_removed(bucket: Bucket) -> None:
+    folder = RemotePath("s3://bucket/written")
+    assert list(folder.glob("*")) == []
+    names = ["part-a-1.arrow", "part-b-2.arrow", "use-a", "meta.json"]
+    for name in names:
+        (folder / name).write_bytes(name.encode() * 7)
+        assert (folder / name).read_whole() == name.encode() * 7
+    (folder / "deeper/part-c-3.arrow").write_bytes(b"x")
+    assert sorted(path.name for path in folder.glob("part-*-*.arrow")) == names[:2]
+    assert [path.url for path in folder.glob("part-b-*.arrow")] == ["s3://bucket/written/part-b-2.arrow"]
+    assert sorted(path.name for path in folder.glob("*")) == sorted(names)
+    (folder / "use-a").write_bytes(b"")
+    assert (folder / "use-a").read_whole() == b""
+    (folder / "use-a").unlink()
+    (folder / "use-a").unlink(missing_ok=True)
+    folder.remove(names[:2])
+    folder.remove([])
+    assert folder.walk() == ["deeper/part-c-3.arrow", "meta.json"]
+
+
+@pytest.mark.parametrize("fault", ["500", "half"])
+def test_what_cannot_be_written_for_a_while_is_sent_again(
+    fault: str, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = itertools.count(1)
+    server = Faulty(bucket.address, lambda method, path: fault if method == "PUT" and next(count) < 3 else None)
+    with server.serving() as url:
+        through(monkeypatch, url)
+        RemotePath(f"s3://bucket/sent-{fault}").write_bytes(b"0123456789" * 99)
+    assert [method for method, _ in server.seen].count("PUT") >= 2
+    found = bucket.client.get_object(Bucket="bucket", Key=f"sent-{fault}")["Body"].read()
+    assert found == b"0123456789" * 99
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("gone", "cannot be written: there is no such bucket, or it is gone"),
+        ("500", "Internal Server Error, asked 6 times"),
+        ("half", "495 of 990 bytes arrived, asked 6 times"),
+    ],
+)
+def test_what_cannot_be_written_names_the_url(
+    fault: str, words: str, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Faulty(bucket.address, lambda method, path: fault if method == "PUT" else None).serving() as url:
+        through(monkeypatch, url)
+        with pytest.raises(Unreachable, match=f"s3://bucket/never.*{words}.*run the same command again"):
+            RemotePath("s3://bucket/never").write_bytes(b"0123456789" * 99)
+
+
+def test_a_large_file_has_more_time_to_be_written(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_REQUEST_LIMIT_S", 0.2)
+    monkeypatch.setattr(remote, "_LEAST_BYTES_PER_S", 1000.0)
+    server = Faulty(bucket.address, lambda method, path: "hang" if method == "PUT" else None, hang_s=1.0)
+    with server.serving() as url:
+        through(monkeypatch, url)
+        RemotePath("s3://bucket/large").write_bytes(bytes(60_000))
+        assert [method for method, _ in server.seen].count("PUT") == 1
+
+
+def test_kept_files_are_the_same_bytes_in_a_bucket_and_on_disk(bucket: Bucket, tmp_path: Path) -> None:
+    arrays = {"a": np.arange(6, dtype=np.int32).reshape(2, 3), "b": np.float64(0.5)}
+    there = RemotePath("s3://bucket/kept")
+    for folder in (there, tmp_path):
+        files.write_npz(folder / "x.npz", arrays)
+        files.write_json(folder / "x.json", {"é": [1, None]})
+    for name in ("x.npz", "x.json"):
+        assert (there / name).read_whole() == (tmp_path / name).read_bytes()
+    found = files.read_npz(there / "x.npz")
+    assert found is not None
+    assert found["a"].tobytes() == arrays["a"].tobytes()
+    assert files.read_npz(there / "absent.npz") is None
+    (there / "x.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:-1])
+    assert files.read_npz(there / "x.npz") is None
+    with pytest.raises(TypeError):
+        files.write_json(there / "bad.json", object())
+    assert not (there / "bad.json").exists()
 
 
 def test_a_failed_head_over_http_is_no_missing_file(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
