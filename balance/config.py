@@ -38,9 +38,10 @@ from balance import config_errors, help
 from balance.atlas.config import AtlasConfig
 from balance.audit.config import AuditConfig
 from balance.curation.config import AugmentConfig
-from balance.data.config import DatasetConfig, IndexConfig, MediaSource
+from balance.data.config import DatasetConfig, Format, IndexConfig, MediaSource
 from balance.embed.config import EmbedConfig
 from balance.encoders.config import EncoderConfig, Kind
+from balance.engine import config as engine_config
 from balance.engine.config import ExecutorConfig
 from balance.errors import UserError
 from balance.finetune.config import FinetuneConfig
@@ -50,7 +51,7 @@ from balance.runtime import files
 from balance.runtime.command import errors_for_people, outputs_folder
 from balance.runtime.cores import available_cores
 from balance.runtime.keys import key
-from balance.runtime.remote import AnyPath, is_url, place, redacted
+from balance.runtime.remote import AnyPath, check_url, is_url, place
 from balance.runtime.terminal import SAID, Verbosity
 from balance.search.config import SearchConfig
 
@@ -83,12 +84,33 @@ class Settings(EmbedConfig):
             raise ValueError(f"seed={self.seed}: a whole number from 0 on")
         if not self.cache_dir:
             raise ValueError("cache_dir is empty: a folder for embeddings and neighbours, such as outputs/cache")
+        check_url("cache_dir", self.cache_dir)
         if is_url(self.cache_dir):
-            raise ValueError(f"cache_dir={redacted(self.cache_dir)}: a folder on disk is needed, such as outputs/cache")
+            self._check_cache_url()
+
+    def _check_cache_url(self) -> None:
+        """ValueError where this cache cannot be behind a URL."""
+        start = f"cache_dir={self.cache_dir}: "
+        if self.cache_dir.startswith(("http://", "https://")):
+            raise ValueError(f"{start}nothing can be written there: type a folder, or a bucket such as s3://…")
+        if self.executor.kind is not engine_config.Kind.ray:
+            raise ValueError(f"{start}only executor=ray keeps its cache behind a URL: type executor=ray, or a folder")
+        if self.dataset.format is Format.embeddings:
+            raise ValueError(
+                f"{start}with dataset.format=embeddings your vectors are copied into the cache for the search: type "
+                "a folder that every node sees"
+            )
 
     @property
-    def cache(self) -> Path:
-        return Path(self.cache_dir).expanduser().absolute()
+    def cache(self) -> AnyPath:
+        return place(self.cache_dir).absolute()
+
+    @property
+    def cache_folder(self) -> Path:
+        """The cache of a command that needs it on disk; UserError where it lies behind a URL."""
+        if not isinstance(self.cache, Path):
+            raise UserError(f"cache_dir={self.cache_dir}: a folder on disk is needed here, such as outputs/cache")
+        return self.cache
 
     @property
     def root(self) -> AnyPath:
@@ -242,6 +264,8 @@ def _demo(config: DictConfig, typed: set[str], demo_encoder: bool) -> DictConfig
     for name in ("dataset.root", "dataset.media", *(["encoder.checkpoint"] if demo_encoder else [])):
         if name in typed:
             raise UserError(f"dataset=demo makes its own files in {config.cache_dir}/demo: leave out {name}=…")
+    if is_url(config.cache_dir):
+        raise UserError("dataset=demo makes its files in cache_dir, which must then be a folder, such as outputs/cache")
     root = Path(config.cache_dir).expanduser().absolute() / "demo"
     fresh = OmegaConf.structured(DatasetConfig(name="demo", root=str(root), media=str(root)))
     for name in DatasetConfig.__dataclass_fields__:

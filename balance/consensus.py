@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +18,7 @@ import torch
 from balance.embed.store import Store
 from balance.errors import UserError
 from balance.records import Int32, Int64, Neighbours, SomeVectors, Split
+from balance.runtime.remote import AnyPath, RemotePath, place
 from balance.runtime.wording import listed
 from balance.search import consensus
 from balance.search.config import SearchConfig
@@ -39,36 +39,36 @@ class Agreement:
     by_label: Mapping[str, float]
 
 
-def find_stores(also: Sequence[str], cache: Path) -> list[Path]:
+def find_stores(also: Sequence[str], cache: AnyPath) -> list[AnyPath]:
     """The folders of these stores. UserError where one is none."""
-    found = []
+    found: list[AnyPath] = []
+    stores = cache / "embeddings"
     for given in also:
-        folder = next(
-            (path for path in (Path(given).expanduser(), cache / "embeddings" / given) if _is_store(path)), None
-        )
+        folder = next((path for path in (place(given), stores / given) if _is_store(path)), None)
         if folder is None:
-            there = sorted(path.name for path in (cache / "embeddings").glob("*") if _is_store(path))
+            names = stores.names("directory") if isinstance(stores, RemotePath) else [p.name for p in stores.glob("*")]
+            there = sorted(name for name in names if _is_store(stores / name))
             raise UserError(
                 f"search.also names {given}, which is no store: type a folder with part-*.arrow, or the name of one in "
-                f"{cache / 'embeddings'}: {listed(there) if there else 'there is none yet'}"
+                f"{stores}: {listed(there) if there else 'there is none yet'}"
             )
         found.append(folder)
     return found
 
 
-def _is_store(folder: Path) -> bool:
+def _is_store(folder: AnyPath) -> bool:
     return any(folder.glob("part-*-*.arrow"))
 
 
 def agree(
-    stores: Sequence[Path],
+    stores: Sequence[AnyPath],
     own: Neighbours,
     seeds: Split,
     pool: Split,
     eligible_positions: Int64,
     config: SearchConfig,
     *,
-    cache: Path,
+    cache: AnyPath,
     device: torch.device,
 ) -> tuple[Neighbours, Agreement]:
     """own: the run's own neighbours at K; eligible_positions: places in `pool.embedded`. Raises UserError."""
@@ -98,14 +98,14 @@ def agree(
 
 
 def _top(
-    folder: Path,
+    folder: AnyPath,
     k: int,
     seeds: Split,
     pool: Split,
     eligible: Int64,
     config: SearchConfig,
     *,
-    cache: Path,
+    cache: AnyPath,
     device: torch.device,
 ) -> Int32:
     """(S, k) places in `eligible` of each seed's neighbours in this store, −1 for seeds that it does not have."""
@@ -131,7 +131,7 @@ def _top(
     return out
 
 
-def _key(folder: Path, store: Store, used: Int64, *columns: Int64) -> str:
+def _key(folder: AnyPath, store: Store, used: Int64, *columns: Int64) -> str:
     """What decides the neighbours, for their file in the cache."""
     digest = hashlib.sha256(f"also {folder.name} {store.identity(used)}\n".encode() + used.tobytes())
     for column in columns:

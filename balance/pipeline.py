@@ -50,7 +50,7 @@ from balance.results import console, curation_files, manifest, tables
 from balance.results.summary import Summary, summarise, write_summary
 from balance.results.train_root import write_train_root
 from balance.runtime import files
-from balance.runtime.remote import place
+from balance.runtime.remote import AnyPath, place
 from balance.runtime.terminal import Stage
 from balance.search.ranges import search_ranges
 from balance.search.top_k import Result, kept_or_found, load, search
@@ -216,14 +216,14 @@ def _embed(settings: Settings, kept: Kept) -> Embedded:
     settings.encoder.precision.resolve(device.type)  # refused before the demo is made
     preflight.check_search(settings.search)
     if settings.is_demo:
-        ensure_demo(settings.cache / "demo", num_processes=settings.num_decoders, wrap=as_omegaconf)
+        ensure_demo(settings.cache_folder / "demo", num_processes=settings.num_decoders, wrap=as_omegaconf)
     preflight.check_root(settings.root)
     if settings.dataset.format is Format.embeddings:
         return _own_vectors(settings, device)
     return _embed_media(settings, device, kept.uses, engine)
 
 
-def embed_with(settings: Settings, encoder: EncoderConfig, kept: Kept) -> Path:
+def embed_with(settings: Settings, encoder: EncoderConfig, kept: Kept) -> AnyPath:
     """Embed the same clips with another encoder; the folder of its store. Raises UserError, OSError."""
     if settings.dataset.format is Format.embeddings:
         raise UserError("dataset.format=embeddings has no sound for a second encoder: leave out probe.encoder")
@@ -344,10 +344,10 @@ def _own_vectors(settings: Settings, device: torch.device) -> Embedded:
 def _scratch(settings: Settings) -> Path | None:
     """A folder for large temporary files: the cache, which has room (the system's may be memory); None if read-only."""
     try:
-        settings.cache.mkdir(parents=True, exist_ok=True)
+        settings.cache_folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return None
-    return settings.cache if os.access(settings.cache, os.W_OK) else None
+    return settings.cache_folder if os.access(settings.cache_folder, os.W_OK) else None
 
 
 # -- neighbours ----------------------------------------------------------------------------------------------------
@@ -378,7 +378,7 @@ def _search(settings: Settings, embedded: Embedded, eligible_positions: Int64, e
 
         candidates = SomeVectors(pool.vectors, eligible_positions)
 
-        def find(k: int, scratch: Path | None) -> Result:
+        def find(k: int, scratch: AnyPath | None) -> Result:
             if engine is None:
                 return search(
                     load(seeds.vectors),
@@ -386,7 +386,7 @@ def _search(settings: Settings, embedded: Embedded, eligible_positions: Int64, e
                     k,
                     settings.search,
                     device=torch.device(embedded.device),
-                    scratch=scratch,
+                    scratch=scratch if isinstance(scratch, Path) else None,
                     progress=progress,
                 )
             if scratch is None:
@@ -441,7 +441,7 @@ def _heard(settings: Settings, embedded: Embedded, kept: Kept) -> Embedded:
             embedded.splits,
             settings.media,
             decoders,
-            cache=settings.cache,
+            cache=settings.cache_folder,
             again=settings.retry_failures,
             max_missing=settings.max_missing,
             max_failures=settings.max_failures,

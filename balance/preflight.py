@@ -73,13 +73,13 @@ def _refuse_seeds_in_eval(seeds: Index, evaluation: Index, ids_as: Ids) -> None:
 
 
 @contextlib.contextmanager
-def marker(cache: Path) -> Iterator[Path]:
+def marker(cache: AnyPath) -> Iterator[AnyPath]:
     """A file in the cache, which other machines must see: a folder of that name alone may be each one's own. The folder
-    itself where it cannot be written."""
+    itself where it cannot be written. Raises Unreachable where a URL cannot."""
     file = cache / f"seen-{secrets.token_hex(8)}"
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        file.touch()
+        file.write_bytes(b"")
     except OSError:
         yield cache
         return
@@ -89,7 +89,7 @@ def marker(cache: Path) -> Iterator[Path]:
         file.unlink(missing_ok=True)
 
 
-def visible_cache(marker: Path) -> list[Visible]:
+def visible_cache(marker: AnyPath) -> list[Visible]:
     """Of the cache, what every node of a cluster must see."""
     return [Visible("cache_dir", marker)]
 

@@ -22,7 +22,8 @@ def main() -> None:
     if not given or given[0].split("=")[0] in config.keys("atlas"):
         first = given[0] if given else "nothing"
         raise UserError(f"the folder of a run comes first, and {first} was given; type: {help.USAGE['atlas'][0]}")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("balance").setLevel(logging.INFO)  # libraries say where they found credentials
     settings, _ = config.compose("atlas", given[1:])
 
     from balance.atlas import job

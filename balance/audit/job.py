@@ -91,7 +91,7 @@ def run(settings: AuditSettings, folder: Path) -> str:
     """The whole job into `folder`; the verdict, a key of STATUS. Raises UserError, OSError."""
     started = time.monotonic()
     if settings.is_demo:
-        ensure_demo(settings.cache / "demo", num_processes=settings.num_decoders, wrap=as_omegaconf)
+        ensure_demo(settings.cache_folder / "demo", num_processes=settings.num_decoders, wrap=as_omegaconf)
     train, eval = read_lists(settings)
     for listed in (*train, *eval):
         log.info("%s: %s clips in %s", listed.side, f"{len(listed.index):,}", listed.index.file)
@@ -157,7 +157,7 @@ def _by_sound(
                 of_train(),
                 num_eval_windows=sum(len(listed.index) for listed in eval),
                 threshold=settings.augment.copy_threshold,
-                scratch=settings.cache,
+                scratch=settings.cache_folder,
                 progress=stage.advance,
             )
             found = [*alike, *exact]
@@ -185,7 +185,7 @@ def _refuse_without_sound(settings: AuditSettings, lists: Sequence[Listed]) -> N
 def _stores(settings: AuditSettings, lists: Sequence[Listed]) -> list[Sounds]:
     """Of each list; lists of the same media share one."""
     made: dict[str, Sounds] = {}
-    return [made.setdefault(repr(listed.media), Sounds(settings.cache, listed.media)) for listed in lists]
+    return [made.setdefault(repr(listed.media), Sounds(settings.cache_folder, listed.media)) for listed in lists]
 
 
 def _hear(settings: AuditSettings, lists: Sequence[Listed], sounds: Sequence[Sounds]) -> None:

@@ -35,6 +35,7 @@ from balance.encoders.precision import Precision
 from balance.errors import UserError
 from balance.records import Float32, Float64, Int64, Split
 from balance.runtime import files
+from balance.runtime.remote import AnyPath
 from balance.runtime.terminal import Stage
 
 log = logging.getLogger(__name__)
@@ -226,7 +227,7 @@ def measure_precision(task: worker.EmbedTask, seeds: Split, pool: Split, *, seed
     return report
 
 
-def _read_report(file: Path) -> PrecisionReport | None:
+def _read_report(file: AnyPath) -> PrecisionReport | None:
     """What was measured earlier; None where nothing was, or where the file is damaged."""
     try:
         values = json.loads(file.read_bytes())

@@ -15,7 +15,6 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,7 @@ from balance.embed.parts import PART_CLIPS, Plan, plan_parts
 from balance.embed.progress import EmbedProgress
 from balance.embed.store import Store
 from balance.embed.store_files import remove_leftovers
-from balance.embed.use import Use
+from balance.embed.use import UnmarkedUse, Use, use_of
 from balance.embed.worker import EmbedTask, embed_on, embed_with
 from balance.encoders.base import Encoder, WaveformEncoder
 from balance.encoders.config import EncoderConfig
@@ -53,6 +52,7 @@ from balance.errors import UserError
 from balance.records import SPLITS, DecodeFailure, Failure, Index, Partial, Split
 from balance.runtime import files
 from balance.runtime.cores import available_cores
+from balance.runtime.remote import AnyPath
 from balance.runtime.terminal import duration
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def embed_media(
     encoder: Encoder,
     *,
     dataset: str,
-    cache: Path,
+    cache: AnyPath,
     seed: int,
     device: torch.device,
     names: Mapping[str, str],
@@ -114,7 +114,8 @@ def embed_media(
         clip_timeout_s=config.clip_timeout_s,
     )
     started = time.monotonic()
-    use = uses.enter_context(Use(task.directory))
+    use = use_of(task.directory)
+    uses.enter_context(use)
     store = Store(task.directory, ignore=config.refresh)
     stamps = {name: file_stamps(source.root, source.format.value, index.paths) for name, index in indexes.items()}
 
@@ -235,7 +236,7 @@ def _plan(store: Store, inventories: Sequence[Inventory], part_clips: int) -> Pl
     return plan_parts(todo, part_clips, earlier)
 
 
-def _conformance(directory: Path) -> dict[str, Any] | None:
+def _conformance(directory: AnyPath) -> dict[str, Any] | None:
     """The encoder's figures, as they were measured before the store first got rows; None where they were not."""
     try:
         kept = json.loads((directory / "meta.json").read_bytes())["conformance"]
@@ -244,7 +245,7 @@ def _conformance(directory: Path) -> dict[str, Any] | None:
     return kept if isinstance(kept, dict) else None
 
 
-def _open_to_write(task: EmbedTask, use: Use, made_by: dict[str, Any], *, refresh: bool) -> None:
+def _open_to_write(task: EmbedTask, use: Use | UnmarkedUse, made_by: dict[str, Any], *, refresh: bool) -> None:
     """Make the store's folder, or empty it (refresh); UserError where it cannot be written."""
     directory = task.directory
     try:

@@ -4,7 +4,8 @@ In: a folder of `store_files`. Out: which paths have an embedding, the vectors a
 failed (a failure of fewer decoders than there are now does not count: they may read it). A path may have several
 embeddings, of files that were there one after the other or under two media roots: the file's stamp says which one
 counts. A `Store` is what the folder held when it was opened; `reopen` looks again and reads only what is new. Vectors
-are read with `pread` at the place of the Arrow buffer: mapped pages would count as resident memory.
+are read with `pread` at the place of the Arrow buffer: mapped pages would count as resident memory. Behind a URL parts
+are fetched whole (`part_copies`).
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from balance.audio.decode import DECODERS
+from balance.embed.part_copies import AT_ONCE, PartCopies, Place
 from balance.embed.store_files import Part, id_in_part, read_confirmed, read_part, version_of
 from balance.errors import UserError
 from balance.records import QUALITY, Bool, DecodeFailure, Facts, Float32, Int64, Stamp
+from balance.runtime.remote import AnyPath, RemotePath
 
 _KEYS = ["path", "size_bytes", "time_ns"]
 
@@ -49,16 +51,18 @@ class Found:
 class Store:
     """What a store's folder held when it was opened. `rows()` finds clips; `vectors()` and `facts()` read them."""
 
-    def __init__(self, directory: Path, *, ignore: bool = False, checked: Iterable[Part] = ()) -> None:
+    def __init__(self, directory: AnyPath, *, ignore: bool = False, checked: Iterable[Part] = ()) -> None:
         """Open and check every part. ignore: as if there were none; checked: parts that need not be read again, unless
         their files have changed. UserError for parts of different dimensions."""
         self.directory = directory
-        files = [] if ignore else sorted(directory.glob("part-*-*.arrow"))
+        found: Iterable[AnyPath] = [] if ignore else directory.glob("part-*-*.arrow")
+        files = sorted(found)
         known = {part.file: part for part in checked}
+        connection = directory.connection() if isinstance(directory, RemotePath) else None
 
-        def read(file: Path) -> Part | None:
+        def read(file: AnyPath) -> Part | None:
             part = known.get(file)
-            return part if part is not None and part.version == version_of(file) else read_part(file)
+            return part if part is not None and part.version == version_of(file) else read_part(file, connection)
 
         with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
             self._checked = [part for part in pool.map(read, files) if part is not None]
@@ -85,7 +89,7 @@ class Store:
         for part in self._checked:
             for failure in part.failures:
                 self._remembered.setdefault(failure.path, []).append((part.file.name, failure))
-        self._is_writable = os.access(directory, os.W_OK)
+        self._is_writable = isinstance(directory, RemotePath) or os.access(directory, os.W_OK)
         self._first_row = self._index_in(self.paths)
         self._newest = self._newest_rows()
         self._others = self._other_stamps(None if ignore else directory)
@@ -187,7 +191,7 @@ class Store:
         """The rows of paths that have an earlier row."""
         return np.flatnonzero(self._first_row != np.arange(len(self)))
 
-    def _other_stamps(self, directory: Path | None) -> Any:
+    def _other_stamps(self, directory: AnyPath | None) -> Any:
         """Arrow table of path, size_bytes, time_ns, row: what `rows` does not find. Of paths with several embeddings
         all of them; and the confirmations, with the row that has the same samples."""
         several = np.flatnonzero(np.isin(self._first_row, self._first_row[self._later_rows()]))
@@ -232,7 +236,7 @@ class Store:
     def _part_of(self, row: int) -> int:
         return int(np.searchsorted(self._first, row, side="right")) - 1
 
-    def part_file(self, number: int) -> Path:
+    def part_file(self, number: int) -> AnyPath:
         return self._parts[number].file
 
 
@@ -241,7 +245,7 @@ class _Places:
     """Where the vectors of a store lie, P parts. first: (P + 1,) the store row of each part's first; offsets: (P,) of
     its vectors in its file, in bytes."""
 
-    files: tuple[Path, ...]
+    files: tuple[AnyPath, ...]
     first: Int64
     offsets: Int64
     dim: int
@@ -251,6 +255,11 @@ class _Places:
         part = np.searchsorted(self.first, rows, side="right") - 1
         return part, self.offsets[part] + (rows - self.first[part]) * (4 * self.dim)
 
+    def of_part(self, number: int) -> Place:
+        """Where the vectors of a part behind a URL lie."""
+        num_rows = int(self.first[number + 1] - self.first[number])
+        return Place(cast(RemotePath, self.files[number]), int(self.offsets[number]), num_rows, self.dim)
+
 
 class StoreVectors:
     """`records.Vectors` over chosen store rows, read with `pread` in runs of neighbouring rows. Picklable: another
@@ -259,6 +268,7 @@ class StoreVectors:
     def __init__(self, places: _Places, rows: Int64) -> None:
         self._places = places
         self._rows = rows
+        self._copies = PartCopies()
 
     def portable(self, rows: Int64) -> StoreVectors:
         """Those of these rows alone, with no more places than they have."""
@@ -280,6 +290,7 @@ class StoreVectors:
 
     def __setstate__(self, state: tuple[_Places, Int64, Int64]) -> None:
         self._places, starts, lengths = state
+        self._copies = PartCopies()
         ends = np.cumsum(lengths)
         self._rows = np.repeat(starts - ends + lengths, lengths) + np.arange(int(lengths.sum()))
 
@@ -306,6 +317,9 @@ class StoreVectors:
         if len(rows) == 0:
             return out
         part, offset = self._places.of(rows)
+        if isinstance(self._places.files[int(part[0])], RemotePath):
+            self._fetch(rows, part, out)
+            return out
         jump = (part[1:] != part[:-1]) | (offset[1:] != offset[:-1] + 4 * dim)
         starts = np.concatenate([[0], np.flatnonzero(jump) + 1, [len(rows)]])
         data = out.reshape(-1).view(np.uint8).data
@@ -315,7 +329,7 @@ class StoreVectors:
                 if part[a] != opened:
                     if descriptor >= 0:
                         os.close(descriptor)
-                    opened, descriptor = part[a], os.open(self._places.files[int(part[a])], os.O_RDONLY)
+                    opened, descriptor = part[a], os.open(str(self._places.files[int(part[a])]), os.O_RDONLY)
                 view = data[a * 4 * dim : b * 4 * dim]
                 done = 0
                 while done < len(view):
@@ -327,3 +341,14 @@ class StoreVectors:
             if descriptor >= 0:
                 os.close(descriptor)
         return out
+
+    def _fetch(self, rows: Int64, part: Int64, out: Float32) -> None:
+        """`_gather` of files behind a URL, part by part."""
+        order = np.argsort(part, kind="stable")
+        used, starts = np.unique(part[order], return_index=True)
+        places_of = np.split(order, starts[1:])
+        for first in range(0, len(used), AT_ONCE):
+            some = used[first : first + AT_ONCE].tolist()
+            found = self._copies.vectors([self._places.of_part(number) for number in some])
+            for number, at, vectors in zip(some, places_of[first:], found, strict=False):
+                out[at] = vectors[rows[at] - self._places.first[number]]

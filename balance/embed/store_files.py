@@ -5,16 +5,19 @@ jobs agree on who makes what, and `checksum` is the start of the sha256 of its b
 It appears by rename. Its schema metadata hold what has no column of its own: the stamps (size and modification time) of
 the media files, the clips that could not be decoded, or not to their end, `QUALITY` of the others, what made it.
 `confirmed-<name>-<checksum>.arrow` says of files with another modification time that they decode to the same samples.
-The price: reading a file reads all of its bytes to check them (about 1 GB/s a core).
+Behind a URL a file appears by one request, and there are no locks: what a driver hands out is made once, and twice does
+no harm. The price: reading a file reads all of its bytes to check them (about 1 GB/s a core).
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import json
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ import pyarrow as pa
 from balance.audio.decode import DECODERS
 from balance.records import NO_STAMP, QUALITY, DecodeFailure, Facts, Float32, Int64
 from balance.runtime import files, locks
+from balance.runtime.remote import AnyPath, RemotePath
 
 log = logging.getLogger(__name__)
 
@@ -45,15 +49,15 @@ class PartRows:
     partial: Mapping[str, str] = field(default_factory=dict)
 
 
-def part_done(directory: Path, plan: str) -> bool:
+def part_done(directory: AnyPath, plan: str) -> bool:
     """Whether the part of this plan is there."""
     return any(directory.glob(f"part-{plan}-*.arrow"))
 
 
 def write_part(
-    directory: Path, plan: str, rows: PartRows, failures: Sequence[DecodeFailure], made_by: dict[str, Any]
-) -> Path:
-    """Write one part under a temporary name, then rename it to the name that holds its checksum.
+    directory: AnyPath, plan: str, rows: PartRows, failures: Sequence[DecodeFailure], made_by: dict[str, Any]
+) -> AnyPath:
+    """Write one part, which appears under the name that holds its checksum.
 
     made_by: device, batch size, library versions: what may differ between parts of one store.
     """
@@ -94,8 +98,10 @@ def write_part(
     return write_batch(directory, "part", plan, batch)
 
 
-def write_batch(directory: Path, kind: str, name: str, batch: Any) -> Path:
+def write_batch(directory: AnyPath, kind: str, name: str, batch: Any) -> AnyPath:
     """One record batch as the file `kind-name-checksum.arrow`, which appears by rename; checksum: of its bytes."""
+    if isinstance(directory, RemotePath):
+        return _put_batch(directory, kind, name, batch)
     with files.draft(directory / f"{name}.arrow") as file:
         with pa.ipc.new_file(file, batch.schema) as writer:
             writer.write_batch(batch)
@@ -105,23 +111,63 @@ def write_batch(directory: Path, kind: str, name: str, batch: Any) -> Path:
     return final
 
 
+def _put_batch(directory: RemotePath, kind: str, name: str, batch: Any) -> RemotePath:
+    sink = io.BytesIO()
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    data = sink.getvalue()
+    final = directory / f"{kind}-{name}-{_checksum(data)}.arrow"
+    final.write_bytes(data)
+    return final
+
+
+def _checksum(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:_CHECKSUM_CHARS]
+
+
 def is_intact(file: Path) -> bool:
     """Whether a file's bytes have the checksum of its name; one that is damaged is removed where that is allowed."""
-    if files.sha256_file(file)[:_CHECKSUM_CHARS] == file.stem.rsplit("-", 1)[1]:
+    if files.sha256_file(file)[:_CHECKSUM_CHARS] == _checksum_of(file):
         return True
-    log.warning("%s is damaged (its checksum does not match): not used, made again", file.name)
-    with contextlib.suppress(OSError):
-        file.unlink()
+    _refuse_damaged(file)
     return False
 
 
-def lock_path(directory: Path, plan: str) -> Path:
+def fetch(file: AnyPath, connection: Any = None) -> bytes | None:
+    """A file's bytes, which have the checksum of its name; None where the file is gone, or damaged: then it is removed.
+    connection: as of `RemotePath.read_whole`. Raises Unreachable."""
+    for _ in range(2):  # it may have been damaged on its way
+        try:
+            data = file.read_bytes() if isinstance(file, Path) else file.read_whole(connection)
+        except FileNotFoundError:
+            return None
+        if _checksum(data) == _checksum_of(file):
+            return data
+    _refuse_damaged(file)
+    return None
+
+
+def _checksum_of(file: AnyPath) -> str:
+    """What its name says."""
+    return file.stem.rsplit("-", 1)[1]
+
+
+def _refuse_damaged(file: AnyPath) -> None:
+    log.warning("%s is damaged (its checksum does not match): not used, made again", file.name)
+    with contextlib.suppress(OSError):
+        file.unlink()
+
+
+def lock_path(directory: AnyPath, plan: str) -> AnyPath:
     """The lock of the one who makes this plan's part."""
     return directory / f"lock-{plan}"
 
 
-def remove_leftovers(directory: Path) -> None:
-    """Remove what killed jobs left: locks that nobody alive holds, and temporary files of plans that nobody holds."""
+def remove_leftovers(directory: AnyPath) -> None:
+    """Remove what killed jobs left: locks that nobody alive holds, and temporary files of plans that nobody holds.
+    Behind a URL they leave nothing."""
+    if isinstance(directory, RemotePath):
+        return
     for lock in directory.glob("lock-*"):
         locks.remove_if_stale(lock)
     for leftover in directory.glob("tmp-*.arrow"):
@@ -138,7 +184,7 @@ class Part:
     unknown (earlier versions wrote none); failures: clips that could not be embedded; partial: as in `PartRows`.
     """
 
-    file: Path
+    file: AnyPath
     version: tuple[int, int]
     paths: Any
     ids: Any
@@ -150,8 +196,11 @@ class Part:
     partial: Mapping[str, str]
 
 
-def version_of(file: Path) -> tuple[int, int] | None:
-    """(bytes, modification time in ns) of a file; None where there is none."""
+def version_of(file: AnyPath) -> tuple[int, int] | None:
+    """(bytes, modification time in ns) of a file; None where there is none. Behind a URL files are replaced by the same
+    bytes alone, and are not asked for one by one."""
+    if isinstance(file, RemotePath):
+        return 0, 0
     try:
         stat = file.stat()
     except FileNotFoundError:
@@ -159,14 +208,21 @@ def version_of(file: Path) -> tuple[int, int] | None:
     return stat.st_size, stat.st_mtime_ns
 
 
-def read_part(file: Path) -> Part | None:
-    """Check and read a part; None if its bytes are damaged (it is then removed where that is allowed) or gone."""
+def read_part(file: AnyPath, connection: Any = None) -> Part | None:
+    """Check and read a part; None if its bytes are damaged (it is then removed where that is allowed) or gone.
+    connection: as of `RemotePath.read_whole`."""
     version = version_of(file)
     if version is None:  # found damaged and removed by another job just now
         return None
-    if not is_intact(file):
-        return None
-    with pa.memory_map(str(file)) as source:
+    if isinstance(file, RemotePath):
+        data = fetch(file, connection)
+        return None if data is None else _part_of(file, version, pa.BufferReader(data))
+    return _part_of(file, version, pa.memory_map(str(file))) if is_intact(file) else None
+
+
+def _part_of(file: AnyPath, version: tuple[int, int], opened: Any) -> Part:
+    """opened: the file as Arrow reads it."""
+    with opened as source:
         base = source.read_buffer().address
         source.seek(0)
         reader = pa.ipc.open_file(source)
@@ -195,9 +251,9 @@ def read_part(file: Path) -> Part | None:
         )
 
 
-def id_in_part(file: Path, row: int) -> str:
+def id_in_part(file: AnyPath, row: int) -> str:
     """The id of a row, for messages."""
-    with pa.memory_map(str(file)) as source:
+    with pa.memory_map(str(file)) if isinstance(file, Path) else pa.BufferReader(file.read_whole()) as source:
         return str(pa.ipc.open_file(source).get_batch(0).column("id")[row].as_py())
 
 
@@ -238,7 +294,7 @@ _CONFIRMED = pa.schema(
 )
 
 
-def write_confirmed(directory: Path, paths: Any, stamps: Int64, pcm_sha1: npt.NDArray[np.uint8]) -> Path:
+def write_confirmed(directory: AnyPath, paths: Any, stamps: Int64, pcm_sha1: npt.NDArray[np.uint8]) -> AnyPath:
     """Write down that the files of `paths` (Arrow strings, (n,)) have these stamps (n, 2) and samples (n, 20)."""
     sha1 = pa.array([bytes(x) for x in pcm_sha1], pa.binary(20))
     columns = [paths, pa.array(stamps[:, 0]), pa.array(stamps[:, 1]), sha1]
@@ -247,11 +303,11 @@ def write_confirmed(directory: Path, paths: Any, stamps: Int64, pcm_sha1: npt.ND
         return write_batch(directory, "confirmed", name, pa.record_batch(columns, schema=_CONFIRMED))
 
 
-def read_confirmed(directory: Path) -> Any:
+def read_confirmed(directory: AnyPath) -> Any:
     """All confirmations of a store: Arrow table of path, size_bytes, time_ns, pcm_sha1."""
     batches = []
-    for file in sorted(directory.glob("confirmed-*-*.arrow")):
-        with contextlib.suppress(FileNotFoundError):  # removed by another job just now
-            if is_intact(file):
-                batches.append(pa.ipc.open_file(file.read_bytes()).get_batch(0))
+    found: Iterable[AnyPath] = directory.glob("confirmed-*-*.arrow")
+    for file in sorted(found):
+        if (data := fetch(file)) is not None:
+            batches.append(pa.ipc.open_file(data).get_batch(0))
     return pa.Table.from_batches(batches, schema=_CONFIRMED)

@@ -2,8 +2,8 @@
 
 In: the store's folder. Out: a `Use`, to be closed. A mark is a lock (`runtime.locks`) of its own name: it is stale at
 once when its job dies on this host. Whoever empties the store (`refresh=true`) takes away his own mark and waits until
-there is no other. The price: a job on another host that was killed holds the store for 5 minutes; and a user who may
-only read the cache leaves no mark.
+there is no other. The price: a job on another host that was killed holds the store for 5 minutes; a user who may only
+read the cache leaves no mark; and behind a URL, where nothing is locked, nobody does.
 """
 
 from __future__ import annotations
@@ -17,10 +17,37 @@ import time
 from pathlib import Path
 
 from balance.runtime import locks
+from balance.runtime.remote import AnyPath, RemotePath
 
 log = logging.getLogger(__name__)
 
 _LOOK_AGAIN_S = 0.5
+_MADE = (".arrow", ".json")  # suffixes of what is made in a store
+
+
+def use_of(directory: AnyPath) -> Use | UnmarkedUse:
+    """What says that this job uses the store."""
+    return Use(directory) if isinstance(directory, Path) else UnmarkedUse(directory)
+
+
+class UnmarkedUse:
+    """`Use` of a store behind a URL: whoever empties it must be alone. A job that reads it then ends with an error."""
+
+    def __init__(self, directory: RemotePath) -> None:
+        self._directory = directory
+
+    def enter(self) -> None:
+        """Nothing."""
+
+    def empty(self) -> None:
+        """Remove all that was made in the folder. Raises Unreachable."""
+        self._directory.remove([file.name for file in self._directory.glob("*") if file.suffix in _MADE])
+
+    def __enter__(self) -> UnmarkedUse:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing."""
 
 
 class Use:
@@ -70,7 +97,7 @@ class Use:
             if self._others():
                 return False
             for file in sorted(self._directory.iterdir()):
-                if file.suffix in (".arrow", ".json"):
+                if file.suffix in _MADE:
                     file.unlink(missing_ok=True)
             self._mark = self._leave_mark()
             return True

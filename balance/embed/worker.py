@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +38,7 @@ from balance.engine.seam import DeadlyTask, Engine, Place, Tasks, WorkersDied
 from balance.errors import UserError
 from balance.records import QUALITY, DecodeFailure, Facts
 from balance.runtime import locks
+from balance.runtime.remote import AnyPath
 from balance.runtime.threads import Cores
 
 _LOOK_AGAIN_S = 1.0  # for parts that another job makes
@@ -51,7 +51,7 @@ class EmbedTask:
     plan: all that is to be embedded; num_workers: decoders; num_threads: of torch, None for as many as it has.
     """
 
-    directory: Path
+    directory: AnyPath
     plan: Plan
     encoder: Encoder
     device: str
@@ -319,7 +319,7 @@ class _OpenPart:
         if clip.partial:
             self.partial[job.path] = clip.partial
 
-    def write(self, directory: Path, finished: Finished, made_by: dict[str, Any]) -> None:
+    def write(self, directory: AnyPath, finished: Finished, made_by: dict[str, Any]) -> None:
         embeddings = finished.wait()
         finite = np.isfinite(embeddings).all(axis=1)
         for at in np.flatnonzero(~finite):

@@ -98,7 +98,7 @@ class _Worker:
         """This node's versions, and what it does not see."""
         deadline = time.monotonic() + 5  # a network file system may show a new file late
         missing = list(visible)
-        while (missing := [one for one in missing if not one.path.exists()]) and time.monotonic() < deadline:
+        while (missing := [one for one in missing if not one.is_seen()]) and time.monotonic() < deadline:
             time.sleep(0.2)
         return _versions(), missing
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeVar
+
+from balance.runtime.remote import AnyPath, Unreachable
 
 Task = TypeVar("Task", covariant=True)
 
@@ -31,7 +32,14 @@ class Visible:
     """What every machine must see: the key that names it, and a path that is there on this one."""
 
     name: str
-    path: Path
+    path: AnyPath
+
+    def is_seen(self) -> bool:
+        """Whether it is there on this machine."""
+        try:
+            return self.path.exists()
+        except Unreachable:
+            return False
 
 
 class TaskList(Protocol[Task]):

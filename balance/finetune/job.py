@@ -77,7 +77,7 @@ def _run(settings: FinetuneSettings, folder: Path, kept: pipeline.Kept) -> Findi
     network = networks.network_of(config)
     prepared, data = data_for(settings, kept, "finetune.k", config.k)
     device = torch.device(prepared.embedded.device)
-    cache = settings.cache
+    cache = settings.cache_folder
     stage = Stage("finetune", None, "steps")
     probe = Probe(
         data,
@@ -124,7 +124,7 @@ def _world(
     clips = [data.clips["seeds"], data.clips["pool"].take(pool_rows), data.clips["eval"]]
     media = inputs.Media(settings.media, settings.num_decoders, settings.queue_bytes, settings.clip_timeout_s)
     made = inputs.make(
-        inputs.Clips.of(clips), network, media, config.max_duration_s, settings.cache / "finetune", progress
+        inputs.Clips.of(clips), network, media, config.max_duration_s, settings.cache_folder / "finetune", progress
     )
     pool_at = np.full(len(data.pool), -1, dtype=np.int64)
     pool_at[pool_rows] = num_seeds + np.arange(num_pool)

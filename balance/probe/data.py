@@ -29,6 +29,8 @@ from balance.prepared import Prepared
 from balance.probe import training_sets
 from balance.probe.sources import numbered, shared, sources
 from balance.records import Bool, Index, Int32, Int64, Labels, SomeVectors, Split, Vectors, common_names
+from balance.runtime import remote
+from balance.runtime.remote import AnyPath
 
 _CURATED = re.compile(r"ids_k(\d+)\.csv")
 
@@ -128,7 +130,7 @@ def of_prepared(
             "pool": dataset.unbalanced,
             "eval": str(dataset.eval),
         }
-        views, origin = _other(Path(embeddings).expanduser(), run.splits, values)
+        views, origin = _other(remote.place(embeddings), run.splits, values)
     eligible = np.zeros(len(prepared.pool.index), dtype=bool)
     eligible[prepared.eligible] = True
     searched = np.zeros(len(prepared.seeds.index), dtype=bool)
@@ -213,7 +215,7 @@ class _View:
         return _View(self.rows[kept], SomeVectors(self.vectors, kept))
 
 
-def _other(folder: Path, splits: Any, values: dict[str, str]) -> tuple[dict[str, _View], str]:
+def _other(folder: AnyPath, splits: Any, values: dict[str, str]) -> tuple[dict[str, _View], str]:
     """The splits' clips in another store (by path) or in a folder of vectors (by id)."""
     if not folder.is_dir():
         raise UserError(
@@ -237,7 +239,7 @@ def _other(folder: Path, splits: Any, values: dict[str, str]) -> tuple[dict[str,
     return views, " ".join(["vectors", *digests])
 
 
-def _given(folder: Path, value: str, split: Split) -> tuple[_View, str]:
+def _given(folder: AnyPath, value: str, split: Split) -> tuple[_View, str]:
     stem = Path(value).name.removesuffix(".csv").removeprefix("src_full_").removeprefix("src_")
     try:
         given = read_vectors(folder, stem)

@@ -32,6 +32,7 @@ from balance.probe.results import FIGURES, LINEAR
 from balance.probe.runner import Probe
 from balance.probe.training_sets import RANDOM
 from balance.runtime import files
+from balance.runtime.remote import place
 from balance.runtime.terminal import Stage
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def run(settings: ProbeSettings, folder: Path) -> Findings:
 def _run(settings: ProbeSettings, folder: Path, kept: pipeline.Kept) -> Findings:
     for key, folders in (("embeddings", [settings.probe.embeddings]), ("runs", settings.probe.runs)):
         for given in folders:
-            if given is not None and not Path(given).expanduser().is_dir():
+            if given is not None and not place(given).is_dir():
                 raise UserError(f"probe.{key}={given}: no such folder")
     second = settings.probe.encoder
     if second is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from balance.probe import training_sets
@@ -16,6 +15,7 @@ from balance.probe.intervals import Estimate
 from balance.probe.training_sets import Arm
 from balance.records import Bool, Float32, Float64
 from balance.runtime import files
+from balance.runtime.remote import AnyPath
 
 LINEAR = "logistic"  # the reading that λ and K are chosen by
 FIGURES = ("map", "map_prior", "map_ancestors", "map_ancestors_prior", "d_prime")
@@ -101,7 +101,7 @@ def matched(fits: Sequence[FitResult], k: int) -> tuple[FitResult, list[FitResul
     return arm, draws
 
 
-def read(file: Path) -> dict[str, Any] | None:
+def read(file: AnyPath) -> dict[str, Any] | None:
     """The values of a finished fit, numbers as Python's; None where there is none or it is damaged."""
     kept = files.read_npz(file)
     return None if kept is None else {name: values if values.ndim else values.item() for name, values in kept.items()}

@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from balance.probe.training_sets import Arm
 from balance.probe.value import own_ks
 from balance.records import Float32, Float64
 from balance.runtime import files
+from balance.runtime.remote import AnyPath
 
 FORMAT = 5  # of the cached fits
 NEARLY_ALL = 0.9  # of the pool: above it any rule takes nearly the same clips, and rivals say nothing
@@ -49,7 +49,7 @@ class Probe:
         *,
         seed: int,
         device: torch.device,
-        cache: Path,
+        cache: AnyPath,
         progress: Callable[[str, int], None] = lambda what, done: None,
     ) -> None:
         self.data, self.config, self.seed, self.cache = data, config, seed, cache
@@ -126,7 +126,7 @@ class Probe:
         self._write(file, made)
         return made
 
-    def _write(self, file: Path, made: Penalty | FitResult) -> None:
+    def _write(self, file: AnyPath, made: Penalty | FitResult) -> None:
         values = {field.name: getattr(made, field.name) for field in dataclasses.fields(made) if field.name != "arm"}
         file.parent.mkdir(parents=True, exist_ok=True)
         files.write_npz(file, values)

@@ -65,7 +65,7 @@ class RunFacts:
     k: int
     rng_seed: int
     source: Source
-    cache: Path
+    cache: AnyPath
     fingerprint: str
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
@@ -81,7 +81,7 @@ class RunFacts:
             k=_whole(config["k"], least=1),
             rng_seed=_whole(config["seed"], least=0),
             source=_source(_object(config["dataset"])),
-            cache=Path(_text(config["cache_dir"])),
+            cache=_path(config["cache_dir"]),
             fingerprint=_part_of_a_name(content["fingerprint"]),
             inputs=_texts(content["inputs"]),
             outputs=outputs,

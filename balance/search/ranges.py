@@ -14,7 +14,7 @@ import itertools
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -26,6 +26,7 @@ from balance.engine.seam import DeadlyTask, Engine, Place, Tasks, WorkersDied
 from balance.errors import UserError
 from balance.records import Float32, Int64, SomeVectors, Vectors
 from balance.runtime import files
+from balance.runtime.remote import AnyPath
 from balance.search import rescore, streaming
 from balance.search.config import SearchConfig
 from balance.search.top_k import Result, load, refuse_shapes, search
@@ -54,7 +55,7 @@ class Span:
     def num_pairs(self) -> int:
         return (self.seeds[1] - self.seeds[0]) * (self.pool[1] - self.pool[0])
 
-    def file(self, folder: Path, k: int) -> Path:
+    def file(self, folder: AnyPath, k: int) -> AnyPath:
         return folder / f"keys-k{k}-seeds-{self.seeds[0]}-{self.seeds[1]}-pool-{self.pool[0]}-{self.pool[1]}.npz"
 
 
@@ -62,7 +63,7 @@ class Span:
 class _Search:
     """What all tasks of a search share."""
 
-    folder: Path
+    folder: AnyPath
     k: int
     config: SearchConfig
 
@@ -108,7 +109,7 @@ def search_ranges(
     k: int,
     config: SearchConfig,
     *,
-    folder: Path,
+    folder: AnyPath,
     progress: streaming.Progress | None = None,
 ) -> Result:
     """`top_k.search` with an engine's workers. folder: of this very search, seen by all of them, removed by the caller
@@ -116,7 +117,7 @@ def search_ranges(
     refuse_shapes(seeds.shape, pool.shape, k)
     ranges, slices = plan_ranges(seeds.shape[0], *pool.shape, k)
     folder.mkdir(parents=True, exist_ok=True)
-    seeds, pool = _portable(seeds, folder / "seeds.f32"), _portable(pool, folder / "pool.f32")
+    seeds, pool = _portable(seeds, folder, "seeds.f32"), _portable(pool, folder, "pool.f32")
     log.info("search: %d seed ranges x %d pool slices on %s", len(ranges), len(slices), engine)
     work = _Levels(_Search(folder, k, config), seeds, pool, progress or (lambda done, total: None))
     positions = np.empty((seeds.shape[0], k), np.int32)
@@ -143,8 +144,9 @@ class _Levels:
         levels: list[list[_Merge]] = []
         wanted = [Span(seeds, (0, self._pool.shape[0])) for seeds in ranges]
         leaves: list[Span] = []
+        there = {file.name for file in self._shared.folder.glob("keys-*.npz")}
         for root in wanted:
-            self._descend(root, slices, levels, leaves, 0)
+            self._descend(root, slices, levels, leaves, 0, there)
         pairs = sum((b - a) for a, b in ranges) * self._pool.shape[0]
         self._done_pairs += pairs - sum(leaf.num_pairs for leaf in leaves)
         self._tell(0.0)
@@ -159,9 +161,10 @@ class _Levels:
         levels: list[list[_Merge]],
         leaves: list[Span],
         depth: int,
+        there: Set[str],
     ) -> None:
         """Collect what is to be done for a span: nothing where its keys are there."""
-        if self._file(span).exists():
+        if span.file(self._shared.folder, self._shared.k).name in there:
             return
         if len(slices) == 1:
             leaves.append(span)
@@ -173,10 +176,7 @@ class _Levels:
             levels.append([])
         levels[depth].append(_Merge(span, pieces))
         for piece, group in zip(pieces, groups, strict=True):
-            self._descend(piece, group, levels, leaves, depth + 1)
-
-    def _file(self, span: Span) -> Path:
-        return span.file(self._shared.folder, self._shared.k)
+            self._descend(piece, group, levels, leaves, depth + 1, there)
 
     def _do(self, engine: Engine, tasks: _Finds | list[_Merge]) -> None:
         if not len(tasks):
@@ -238,7 +238,8 @@ def _work(shared: _Search, place: Place, tasks: Tasks[_Find | _Merge], report: R
             pieces = [piece.file(shared.folder, shared.k) for piece in task.pieces]
             files.write_npz(file, {"keys": merged((_read_keys(piece) for piece in pieces), shared.k)})
             for piece in pieces:
-                piece.unlink(missing_ok=True)
+                if isinstance(piece, Path):  # behind a URL another driver may want to merge them, too
+                    piece.unlink(missing_ok=True)
         tasks.finish(number)
 
 
@@ -271,7 +272,7 @@ def merged(pieces: Iterator[Int64], k: int) -> Int64:
     return best
 
 
-def _read_keys(file: Path) -> Int64:
+def _read_keys(file: AnyPath) -> Int64:
     arrays = files.read_npz(file)
     if arrays is None:
         with contextlib.suppress(OSError):
@@ -284,12 +285,15 @@ def _read_keys(file: Path) -> Int64:
 # -- vectors that only this process can read -----------------------------------------------------------------------
 
 
-def _portable(vectors: Vectors, copy: Path) -> SomeVectors:
-    """Vectors that other machines can read; those that only this process can are copied into a file."""
+def _portable(vectors: Vectors, folder: AnyPath, name: str) -> SomeVectors:
+    """Vectors that other machines can read; those that only this process can are copied into a file of the folder,
+    which then lies on disk."""
     num_rows, dim = vectors.shape
     chosen = SomeVectors(vectors, np.arange(num_rows))
     if chosen.portable(np.arange(0)) is not None:
         return chosen
+    assert isinstance(folder, Path)
+    copy = folder / name
     if not copy.exists() or copy.stat().st_size != 4 * num_rows * dim:
         with files.atomic(copy) as file:
             for start in range(0, num_rows, _COPIED_ROWS):

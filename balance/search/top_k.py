@@ -9,6 +9,7 @@ a small k costs what 512 cost, and 8 bytes per neighbour.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import time
@@ -21,6 +22,7 @@ import torch
 from balance.errors import UserError
 from balance.records import Float32, Int32, Int64, Vectors
 from balance.runtime import files, locks
+from balance.runtime.remote import AnyPath, RemotePath, Unreachable
 from balance.runtime.wording import cause
 from balance.search import candidates, streaming
 from balance.search.config import SearchConfig
@@ -31,7 +33,7 @@ WAIT_S = 1.0
 _ROWS = 1 << 12
 
 Result = tuple[Int32, Float32]
-Find = Callable[[int, Path | None], Result]  # of k and a folder for what resumes it, None where nothing can be written
+Find = Callable[[int, AnyPath | None], Result]  # of k, a folder for what resumes it; None where nothing can be written
 
 
 class ArrayVectors:
@@ -120,7 +122,7 @@ def search(
 
 
 def cached_search(
-    cache_dir: Path,
+    cache_dir: AnyPath,
     key: str,
     seeds: Float32,
     pool: Vectors,
@@ -132,16 +134,18 @@ def cached_search(
 ) -> Result:
     """`search`, kept (`kept_or_found`)."""
 
-    def find(k: int, scratch: Path | None) -> Result:
-        return search(seeds, pool, k, config, device=device, scratch=scratch, progress=progress)
+    def find(k: int, scratch: AnyPath | None) -> Result:
+        resumable = scratch if isinstance(scratch, Path) else None
+        return search(seeds, pool, k, config, device=device, scratch=resumable, progress=progress)
 
     return kept_or_found(cache_dir, key, (len(seeds), pool.shape[0]), k, config, find)
 
 
 def kept_or_found(
-    cache_dir: Path, key: str, shape: tuple[int, int], k: int, config: SearchConfig, find: Find
+    cache_dir: AnyPath, key: str, shape: tuple[int, int], k: int, config: SearchConfig, find: Find
 ) -> Result:
-    """What `find` gives at max(k, k_cache), at most the pool, kept under `cache_dir`; of parallel jobs one searches.
+    """What `find` gives at max(k, k_cache), at most the pool, kept under `cache_dir`; of parallel jobs one searches,
+    but behind a URL, where there are no locks, each does with what the others have found.
 
     key: names everything that the result depends on (store fingerprint, seed and pool ids in order, exclusions) and
     is a file name; shape: seeds, pool clips. A kept result with fewer neighbours is computed anew and replaced, one
@@ -168,7 +172,12 @@ def kept_or_found(
         with lock:
             if (result := kept.read()) is not None:
                 break
-            result = find(wanted, kept.scratch)
+            try:
+                result = find(wanted, kept.scratch)
+            except UserError:
+                if (result := kept.read()) is None:
+                    raise
+                break  # another job kept it, without a lock, and removed what resumes it
             kept.write(result)
             break
     return result
@@ -177,7 +186,7 @@ def kept_or_found(
 class _Kept:
     """The neighbours of one key on disk, at least k per seed, and what guards and resumes their search."""
 
-    def __init__(self, folder: Path, key: str, shape: tuple[int, int]) -> None:
+    def __init__(self, folder: AnyPath, key: str, shape: tuple[int, int]) -> None:
         self._folder, self._key, self._shape = folder, key, shape
         self.path = folder / f"{key}.npz"
         self.scratch = folder / f"{key}.partial"
@@ -188,14 +197,8 @@ class _Kept:
 
         A file is looked at once, so damage is said once.
         """
-        try:
-            stat = self.path.stat()
-        except OSError:
+        if isinstance(self.path, Path) and not self._is_new(self.path):
             return None
-        version = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-        if version == self._useless:
-            return None
-        self._useless = version
         arrays = files.read_npz(self.path)
         if arrays is None:
             return None
@@ -205,6 +208,16 @@ class _Kept:
             return None
         return np.ascontiguousarray(positions[:, :k]), np.ascontiguousarray(similarities[:, :k])
 
+    def _is_new(self, path: Path) -> bool:
+        """Whether there is a file that was not looked at."""
+        try:
+            stat = path.stat()
+        except OSError:
+            return False
+        version = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        was, self._useless = self._useless, version
+        return version != was
+
     def acquire(self) -> locks.Lock | None:
         """The right to make this result; None while another job has it. OSError where nothing can be written."""
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -213,9 +226,15 @@ class _Kept:
     def write(self, result: Result) -> None:
         """Keep it and let go of what resumes it; a warning where it cannot be kept."""
         for left_over in self._folder.glob(f"tmp-{self._key}-*"):  # of a writer that was killed: this one has the lock
-            files.remove_left_over(left_over)
+            if isinstance(left_over, Path):
+                files.remove_left_over(left_over)
         try:
             files.write_npz(self.path, {"positions": result[0], "similarities": result[1]})
-        except OSError as error:
-            log.warning("the neighbours are kept for this run alone: %s", cause(error))
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        except (OSError, Unreachable) as error:
+            words = cause(error) if isinstance(error, OSError) else error
+            log.warning("the neighbours are kept for this run alone: %s", words)
+        if isinstance(self.scratch, RemotePath):
+            with contextlib.suppress(FileNotFoundError, Unreachable):
+                self.scratch.remove(self.scratch.names("file"))
+        else:
+            shutil.rmtree(self.scratch, ignore_errors=True)

@@ -242,8 +242,3 @@ def test_a_password_in_a_url_is_refused_and_not_said(tmp_path):
     assert "Traceback" not in done.stderr
     assert "w0rd" not in done.stderr + done.stdout
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-
-
-def test_a_cache_lies_on_disk(tmp_path):
-    with pytest.raises(ValueError, match="cache_dir=s3://bucket/x: a folder on disk is needed"):
-        Settings(cache_dir="s3://bucket/x")
