@@ -1,11 +1,14 @@
 """How many planted copies of real recordings are found, kind by kind, and what else is taken for a copy.
 
-`python benchmarks/real_copies.py FOLDER [--copies 80] [--clips 3000]` takes every recording under FOLDER that
-libsndfile reads, cut into clips of up to 10 s (14 of one file at most, none twice). Of `--copies` clips, spread evenly
-over the folders below FOLDER, the first 5 s are remembered in place of the clip and planted in every kind; each copy is
-looked for among all clips, as `python -m balance.audit` does: fingerprints propose, the judges decide. Then every clip
-is looked for among those before it: pairs from different files that are found are listed, to be heard. Intervals are
-Wilson's, 95 %. Last line: one JSON object.
+`python benchmarks/real_copies.py FOLDER [--copies 80] [--clips 3000] [--half 0]` takes every recording under FOLDER
+that libsndfile reads, cut into clips of up to 10 s (14 of one file at most, none twice). Of `--copies` clips, spread
+evenly over the folders below FOLDER, the first 5 s are remembered in place of the clip and planted in every kind; each
+copy is looked for among all clips, as `python -m balance.audit` does: fingerprints propose, the judges decide. Reported
+is what the first judge's threshold (correlation) alone finds, and what both find; precision counts what is found in files
+that do not hold the very recording (correlation above 0.999) as false. Then every clip is looked for among
+those before it: pairs from different files that are found are listed, to be heard. `--half` takes the files whose name
+hashes to 0 or 1: what is chosen on one half is reported on the other. Intervals are Wilson's, 95 %. Last line: one JSON
+object.
 """
 
 from __future__ import annotations
@@ -24,8 +27,8 @@ import numpy as np
 import scipy.signal
 import soundfile
 
-from balance.curation.judge import MOST_FRAMES
-from balance.curation.listener import Listener
+from balance.curation.judge import MIN_OVERLAP, MOST_FRAMES, required
+from balance.curation.listener import Listener, Match
 from balance.curation.log_mel import features
 
 SUFFIXES = {".wav", ".ogg", ".flac", ".mp3"}
@@ -33,9 +36,11 @@ CLIP_S, PLANTED_S, LEAST_S, PER_FILE = 10.0, 5.0, 0.4, 14
 THRESHOLD = 0.9
 
 
-def clips(folder: Path, most: int, rng: np.random.Generator) -> list[tuple[Path, int, np.ndarray]]:
+def clips(folder: Path, most: int, half: int | None, rng: np.random.Generator) -> list[tuple[Path, int, np.ndarray]]:
     """(file, rate, (samples, channels) float32), in random order."""
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if half is not None:
+        files = [path for path in files if hashlib.sha1(path.name.encode()).digest()[0] % 2 == half]
     rng.shuffle(files)  # type: ignore[arg-type]
     found, seen = [], set()
     for path in files:
@@ -163,6 +168,21 @@ def wilson(found: int, of: int) -> tuple[float, float]:
     return float((middle - half) / (1 + z**2 / of)), float((middle + half) / (1 + z**2 / of))
 
 
+def shown(found: int, of: int) -> str:
+    low, high = wilson(found, of)
+    return f"{found / of:.3f} ({low:.3f} to {high:.3f})"
+
+
+def same_recording(listener: Listener, log_mels: list[np.ndarray], i: int) -> list[int]:
+    """Clips that hold the very recording of clip i: packages share some."""
+    return [match.other for match in listener.copies_of(len(log_mels), log_mels[i]) if match.heard.correlation > 0.999]
+
+
+def by_first(match: Match, log_mels: list[np.ndarray]) -> bool:
+    """Whether the first judge's threshold is reached."""
+    return match.heard.correlation >= required(THRESHOLD, len(log_mels[match.other]) / MIN_OVERLAP)
+
+
 def chosen(all_clips: list[tuple[Path, int, np.ndarray]], folder: Path, num: int) -> list[int]:
     """Clips of at least 3 s, in turn from each folder below `folder`."""
     by_folder: dict[str, list[int]] = defaultdict(list)
@@ -178,9 +198,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--copies", type=int, default=80)
     parser.add_argument("--clips", type=int, default=3000)
+    parser.add_argument("--half", type=int, choices=(0, 1))
     given = parser.parse_args()
     rng = np.random.default_rng(0)
-    all_clips = clips(given.folder, given.clips, rng)
+    all_clips = clips(given.folder, given.clips, given.half, rng)
     log_mels = [features(np.ascontiguousarray(clip[:, 0]), rate)[:MOST_FRAMES] for _, rate, clip in all_clips]
     plants = [i for i in chosen(all_clips, given.folder, given.copies) if len(log_mels[i])]
     copies: list[tuple[str, int, np.ndarray]] = []
@@ -193,16 +214,27 @@ def main() -> None:
     with tempfile.TemporaryFile() as file:
         listener = Listener(file, len(log_mels), THRESHOLD)
         listener.remember({i: log_mel for i, log_mel in enumerate(log_mels) if len(log_mel)})
-        found: dict[str, list[bool]] = defaultdict(list)
+        found: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
+        taken: list[tuple[bool, bool]] = []  # (the first judge's, is right) of each pair that was found
+        twins = {i: same_recording(listener, log_mels, i) for i in plants}
         started = time.perf_counter()
         for kind, i, log_mel in copies:
-            found[kind].append(any(match.other == i for match in listener.copies_of(len(log_mels), log_mel)))
-        print(f"{len(all_clips):,} clips, {len(copies):,} copies of {len(plants)}; {THRESHOLD} and the second judge")
+            matches = listener.copies_of(len(log_mels), log_mel)
+            right = [match for match in matches if match.other == i]
+            found[kind].append((any(by_first(match, log_mels) for match in right), bool(right)))
+            files = {all_clips[other][0] for other in (i, *twins[i])}
+            others = [match for match in matches if all_clips[match.other][0] not in files]
+            taken += [(by_first(match, log_mels), match.other == i) for match in [*right, *others]]
+        print(f"{len(all_clips):,} clips, {len(copies):,} copies of {len(plants)}")
         print(f"{(time.perf_counter() - started) / len(copies) * 1e3:.1f} ms per copy that is looked for")
+        print(f"{'recall':38s} of   correlation {THRESHOLD} alone       both judges")
         for kind, hits in sorted(found.items()):
-            low, high = wilson(sum(hits), len(hits))
-            print(f"{kind:38s} {sum(hits):3d} of {len(hits):3d}  {np.mean(hits):.3f} ({low:.3f} to {high:.3f})")
-            result["recall"][kind] = [float(np.mean(hits)), low, high, len(hits)]  # type: ignore[index]
+            columns = [shown(sum(column), len(hits)) for column in zip(*hits, strict=True)]
+            print(f"{kind:38s} {len(hits):3d}  {columns[0]:24s}  {columns[1]}")
+            result["recall"][kind] = [float(x) for x in (*np.mean(hits, axis=0), len(hits))]  # type: ignore[index]
+        for name, some in (("first", [right for first, right in taken if first]), ("both", [x for _, x in taken])):
+            print(f"precision, {name:27s} {len(some):3d}  {shown(sum(some), len(some))}")
+            result[f"precision_{name}"] = [sum(some), len(some)]
         pairs = [
             (match, all_clips[match.other][0], all_clips[i][0])
             for i, log_mel in enumerate(log_mels)

@@ -23,7 +23,6 @@ import torch
 from balance.curation.log_mel import HOP_S, MIN_FRAMES, NUM_BANDS
 from balance.records import Bool, Float32, Float64, Int64
 
-MAX_LAG = round(5.0 / HOP_S)
 MIN_OVERLAP = round(3.0 / HOP_S)
 SHORT_OVERLAP = 0.8  # of the shorter clip, where that is less: a copy may lack a little at either end
 MOST_FRAMES = 512  # of a clip: 10 s and a little
@@ -138,7 +137,7 @@ _NOTHING = Heard(0.0, 0.0, 0, False)
 def judge(a: Profile, b: Profile, threshold: float) -> Heard:
     """Whether two clips are copies. threshold: correlation from which they are, from 3 s of sound on.
 
-    Only lags within ±5 s count that leave overlap enough; where there is none nothing is heard.
+    Only lags count that leave overlap enough; where there is none nothing is heard.
     """
     lags = _lags(a, b)
     if not len(lags):
@@ -167,8 +166,7 @@ def beyond(itself: float) -> float:
 
 
 def correlation(a: Profile, b: Profile) -> float:
-    """Greatest normalised cross-correlation of two clips over lags within ±5 s that leave overlap enough; 0 if there is
-    none."""
+    """Greatest normalised cross-correlation of two clips over lags that leave overlap enough; 0 if there is none."""
     lags = _lags(a, b)
     return float(_correlations(a, b, lags).max()) if len(lags) else 0.0
 
@@ -190,8 +188,7 @@ def overlap(num_a: int, num_b: int, lag: int) -> tuple[int, int]:
 def _lags(a: Profile, b: Profile) -> Int64:
     num_a, num_b = a.num_frames, b.num_frames
     least = min(MIN_OVERLAP, math.ceil(SHORT_OVERLAP * min(num_a, num_b)))
-    low, high = max(-MAX_LAG, least - num_a), min(MAX_LAG, num_b - least)
-    return np.arange(low, high + 1 if min(num_a, num_b) >= MIN_FRAMES else low)
+    return np.arange(least - num_a, num_b - least + 1 if min(num_a, num_b) >= MIN_FRAMES else least - num_a)
 
 
 def _correlations(a: Profile, b: Profile, lags: Int64) -> Float64:
