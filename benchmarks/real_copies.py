@@ -3,12 +3,12 @@
 `python benchmarks/real_copies.py FOLDER [--copies 80] [--clips 3000] [--half 0]` takes every recording under FOLDER
 that libsndfile reads, cut into clips of up to 10 s (14 of one file at most, none twice). Of `--copies` clips, spread
 evenly over the folders below FOLDER, the first 5 s are remembered in place of the clip and planted in every kind; each
-copy is looked for among all clips, as `python -m balance.audit` does: fingerprints propose, the judges decide. Reported
-is what the first judge's threshold (correlation) alone finds, and what both find; precision counts what is found in files
-that do not hold the very recording (correlation above 0.999) as false. Then every clip is looked for among
-those before it: pairs from different files that are found are listed, to be heard. `--half` takes the files whose name
-hashes to 0 or 1: what is chosen on one half is reported on the other. Intervals are Wilson's, 95 %. Last line: one JSON
-object.
+copy is looked for among all clips, as `python -m balance.audit` does: fingerprints propose, the judges decide.
+Reported is what the first judge's threshold (correlation) alone finds, and what both find; precision counts as false
+what is found in files that do not hold the very recording (correlation above 0.999). Then every clip is looked for
+among those before it: pairs from different files that are found are listed, to be heard. `--half` takes the files
+whose name hashes to 0 or 1: what is chosen on one half is reported on the other. Intervals are Wilson's, 95 %. Last
+line: one JSON object.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ there is any the verdict is not `clean`.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import os
 import time
@@ -21,6 +22,7 @@ import numpy as np
 
 from balance import __version__
 from balance.audit import page
+from balance.audit.known import Known, known
 from balance.audit.lists import Listed, read_lists
 from balance.audit.pairs import RULES, Clip, Pair, Samples, by_id, by_sound, first_of_each
 from balance.config import AuditSettings, as_omegaconf
@@ -117,17 +119,31 @@ def _by_sound(
     lists = [*train, *eval]
     _refuse_without_sound(settings, lists)
     sounds = _stores(settings, lists)
-    _hear(settings, lists, sounds)
-    places = [
-        store.places(listed.index, listed.stamps, with_failed=True) for store, listed in zip(sounds, lists, strict=True)
-    ]
-    for one, at in zip(compared, places, strict=True):
-        one.counts["missing"] = int((at < 0).sum())
+    decoders = Decoders(
+        num_workers=settings.num_decoders, queue_bytes=settings.queue_bytes, clip_timeout_s=settings.clip_timeout_s
+    )
     acoustic = settings.audit.level is Leaks.acoustic
+    facts = [None if acoustic else _known(settings, listed, decoders) for listed in lists]
+    left = [listed.without(one.rows) if one else listed for listed, one in zip(lists, facts, strict=True)]
+    num_train = sum(len(listed.index) for listed in lists if listed.side == "training")
+    hear_all(
+        "audit",
+        list(zip(sounds, left, strict=True)),
+        decoders,
+        again=settings.retry_failures,
+        compare_s=num_train * _COMPARE_S if acoustic else 0.0,
+    )
+    places = [
+        one.places(listed.index, listed.stamps, with_failed=True) for one, listed in zip(sounds, left, strict=True)
+    ]
+    for one, at, theirs in zip(compared, places, facts, strict=True):
+        one.counts["missing"] = int((at < 0).sum()) - (len(theirs.rows) if theirs else 0)
 
     def read(first: int, some: Sequence[Listed]) -> Iterator[tuple[Clip, Heard]]:
         for number in range(len(some)):
-            for row, heard in sounds[first + number].read(places[first + number]):
+            theirs = facts[first + number]
+            heard_of = sounds[first + number].read(places[first + number])
+            for row, heard in itertools.chain(theirs.heard() if theirs else (), heard_of):
                 compared[first + number].add(row, heard, by_sound=acoustic)
                 yield (number, row), heard
 
@@ -188,14 +204,12 @@ def _stores(settings: AuditSettings, lists: Sequence[Listed]) -> list[Sounds]:
     return [made.setdefault(repr(listed.media), Sounds(settings.cache_folder, listed.media)) for listed in lists]
 
 
-def _hear(settings: AuditSettings, lists: Sequence[Listed], sounds: Sequence[Sounds]) -> None:
-    """Decode what no audit has heard before."""
-    decoders = Decoders(
-        num_workers=settings.num_decoders, queue_bytes=settings.queue_bytes, clip_timeout_s=settings.clip_timeout_s
-    )
-    num_train = sum(len(listed.index) for listed in lists if listed.side == "training")
-    clips = list(zip(sounds, lists, strict=True))
-    hear_all("audit", clips, decoders, again=settings.retry_failures, compare_s=num_train * _COMPARE_S)
+def _known(settings: AuditSettings, listed: Listed, decoders: Decoders) -> Known | None:
+    """What runs know of the samples; features of the sound are in no store."""
+    found = known(listed, settings.cache_folder, settings.dataset.name, decoders, seed=settings.seed)
+    if found is not None:
+        log.info("%s: %s clips known from embeddings", listed.name, f"{len(found.rows):,}")
+    return found
 
 
 def _refuse_unreadable(settings: AuditSettings, compared: Sequence[Compared]) -> None:

@@ -37,6 +37,12 @@ class Listed:
         """(n,) whether a clip has no file."""
         return np.asarray(self.stamps[:, 0] < 0)
 
+    def without(self, rows: Int64) -> Listed:
+        """With these rows as if they had no file."""
+        stamps = self.stamps.copy()
+        stamps[rows] = -1
+        return replace(self, stamps=stamps)
+
     def file_sha256(self) -> str | None:
         """Of the list's file; None where it is not one file."""
         path = Path(self.index.file)

@@ -9,6 +9,7 @@ clips of 10 s; their features wait in a temporary file.
 from __future__ import annotations
 
 import itertools
+import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from balance.data import clip_ids
 from balance.data.config import Ids
 from balance.records import Float32
 from balance.runtime.threads import Cores
+from balance.runtime.wording import listed
+
+log = logging.getLogger(__name__)
 
 RULES = ("id", "exact", "acoustic")
 _BATCH = 256
@@ -62,9 +66,15 @@ class Pair:
 
 
 def by_id(train: Sequence[Listed], eval: Sequence[Listed], ids_as: Ids) -> Iterator[Pair]:
-    """Pairs of equal ids; ids_as: `dataset.ids`."""
+    """Pairs of equal ids, as it is printed how two lists' are compared; ids_as: `dataset.ids`."""
+    ways: dict[Ids, list[str]] = {}
+    for ours, theirs in itertools.product(train, eval):
+        read_as = clip_ids.read_as(ids_as, ours.index.ids, theirs.index.ids)
+        ways.setdefault(read_as, []).append(f"{ours.name} with {theirs.name}")
+    for read_as, lists in ways.items():
+        log.info("ids are compared %s: %s", clip_ids.WORDS[read_as], listed(lists))
     for (a, ours), (b, theirs) in itertools.product(enumerate(train), enumerate(eval)):
-        read_as = clip_ids.reading(ids_as, {"pool": ours.index, "eval": theirs.index})
+        read_as = clip_ids.read_as(ids_as, ours.index.ids, theirs.index.ids)
         mine = clip_ids.comparable(ours.index.ids, read_as)
         found = pc.index_in(mine, value_set=clip_ids.comparable(theirs.index.ids, read_as))
         for row in np.flatnonzero(np.asarray(found.is_valid())).tolist():

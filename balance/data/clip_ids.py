@@ -110,24 +110,32 @@ def refuse_duplicates(where: str, ids: Strings) -> None:
         raise UserError(f"{where}: ids that occur more than once: {listed(twice)}")
 
 
+WORDS = {Ids.youtube: "as YouTube ids", Ids.whole: "whole, not as YouTube ids"}
+
+
+def read_as(given: Ids, ids: Strings, eval_ids: Strings) -> Ids:
+    """`youtube` or `whole`: how the ids of two lists are compared. given: `dataset.ids`; with `auto` ids are read as
+    YouTube ids where nearly all of both lists have that shape."""
+    is_shaped = given is Ids.auto and all(_youtube_share(some) >= NEARLY_ALL for some in (ids, eval_ids))
+    return Ids.youtube if given is Ids.youtube or is_shaped else Ids.whole
+
+
 def reading(given: Ids, indexes: Mapping[str, Index]) -> Ids:
     """`youtube` or `whole`: how this run's ids are compared, said in the log.
 
-    given: `dataset.ids`; indexes: `pool` and, where there are evaluation clips to compare with, `eval`. With `auto`
-    ids are read as YouTube ids where nearly all of the pool's and of the evaluation's have that shape. A warning where
-    the two lists' ids have no form in common.
+    given: as of `read_as`; indexes: `pool` and, where there are evaluation clips to compare with, `eval`. A warning
+    where the two lists' ids have no form in common.
     """
     if "eval" not in indexes:
         return Ids.whole
     pool_ids, eval_ids = indexes["pool"].ids, indexes["eval"].ids
     shares = [_youtube_share(ids) for ids in (pool_ids, eval_ids)]
-    shaped = [share >= NEARLY_ALL for share in shares]
     said = f"{shares[0]:.1%} of the pool's and {shares[1]:.1%} of the evaluation's have that shape"
-    if given is Ids.youtube or (given is Ids.auto and all(shaped)):
-        log.info("ids are compared as YouTube ids: %s", said)
-        return Ids.youtube
-    log.info("ids are compared whole, not as YouTube ids: %s", said)
-    if given is Ids.auto and any(shaped):
+    found = read_as(given, pool_ids, eval_ids)
+    log.info("ids are compared %s: %s", WORDS[found], said)
+    if found is Ids.youtube:
+        return found
+    if given is Ids.auto and any(share >= NEARLY_ALL for share in shares):
         log.warning(
             "pool and evaluation write their ids in different forms (YouTube ids: %s), so the decontamination by id "
             "may miss clips: type dataset.ids=youtube to compare the YouTube ids that there are, or dataset.ids=whole",

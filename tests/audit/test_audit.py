@@ -3,6 +3,10 @@
 import hashlib
 import json
 import logging
+import os
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -11,9 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from balance import config
+from balance import config, pipeline
 from balance.audit import job
 from balance.errors import UserError
+from tests import worlds
 from tests.command import command
 from tests.curation.sounds import sound
 
@@ -222,3 +227,87 @@ def test_a_damaged_part_is_heard_again(tmp_path, root, audit):
     assert status == 0
     assert "is damaged" in said
     assert f"{num_rows} clips to decode" in said
+
+
+# An audit whose parts hold 4 clips; with a second argument it writes one part, says so and waits.
+IN_PARTS = """
+import sys, time
+from balance.audit.__main__ import main
+from balance.curation import sounds
+from balance.runtime import command
+sounds.PART_CLIPS, wait, write = 4, sys.argv.pop(1) == "wait", sounds.Sounds._write
+
+def one_part(self, *given):
+    done = write(self, *given)
+    print("a part is written", flush=True)
+    time.sleep(60)
+    return done
+
+if wait:
+    sounds.Sounds._write = one_part
+command.start(main)
+"""
+
+
+def in_parts(tmp_path, name, root, wait):
+    typed = [*of(root), "num_workers=1", f"cache_dir={tmp_path}/cache", f"hydra.run.dir={tmp_path}/{name}"]
+    return subprocess.Popen(
+        [sys.executable, "-c", IN_PARTS, wait, *typed], cwd=tmp_path, stdout=-1, stderr=-1, text=True
+    )
+
+
+def test_a_killed_audit_goes_on_where_it_was_and_two_at_once_share_the_work(tmp_path, root, audit):
+    write(root / "more" / "copy.wav", 0.5 * sound(103, 5.0))
+    (root / "train" / "t7.wav").unlink()  # still 17 clips
+    killed = in_parts(tmp_path, "killed", root, "wait")
+    assert killed.stdout.readline() == "a part is written\n"
+    killed.kill()
+    killed.communicate(timeout=60)
+    assert not (tmp_path / "killed" / "audit.json").exists()
+    both = [in_parts(tmp_path, name, root, "on") for name in ("one", "other")]
+    said = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [3, 3], said
+    assert any("13 clips to decode, 4 known from earlier audits" in words for words in said)
+    parts = (tmp_path / "cache" / "sounds").glob("*/part-*.arrow")
+    paths = [path for part in parts for path in pa.ipc.open_file(part).read_all()["path"].to_pylist()]
+    assert len(paths) == len(set(paths)) == 17, "each clip is heard once"
+    found = [json.loads((tmp_path / name / "audit.json").read_text()) for name in ("one", "other")]
+    shutil.rmtree(tmp_path / "cache")
+    _, whole, _ = audit(*of(root))
+    assert {**found[0], "made": None} == {**found[1], "made": None} == {**whole, "made": None}
+
+
+def test_equal_samples_are_taken_from_what_runs_embedded(tmp_path, audit):
+    world = worlds.make(tmp_path / "world", seeds=3, pool=9, evaluation=2)
+    pool, evaluation = world.records("pool"), world.records("eval")
+    shutil.copy(world.media(evaluation[0]), world.media(pool[4]).with_suffix(world.media(evaluation[0]).suffix))
+    pool[4]["aclip"] = evaluation[0]["aclip"]
+    world.write("pool", pool)
+    typed = (*world.overrides()[:2], "audit.level=exact")
+    status, from_sound, said = audit(typed[0], "audit.level=exact")
+    assert (status, len(from_sound["pairs"])) == (3, 1)
+    assert "14 clips to decode" in said
+    shutil.rmtree(tmp_path / "cache")
+    settings, _ = config.compose("run", [*typed[:2], "k=2", "num_workers=1", f"cache_dir={tmp_path}/cache"])
+    folder = tmp_path / "run"
+    folder.mkdir()
+    pipeline.run(settings, folder)
+    status, found, said = audit(*typed)
+    assert status == 3
+    assert "audit: 0 clips to decode" in said
+    assert "unbalanced_train_segments: 9 clips known from embeddings" in said
+    assert {**found, "made": None} == {**from_sound, "made": None}
+    changed = world.media(pool[2])
+    stamp, samples = changed.stat(), changed.read_bytes()
+    changed.write_bytes(samples[:-8] + bytes(8))  # other samples under the same size and time
+    os.utime(changed, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    _, found, said = audit(*typed)
+    assert "is of other files: it is left out" in said
+    assert "9 clips to decode" in said
+
+
+def test_how_ids_are_compared_is_said_once(root, audit):
+    _, _, said = audit(*of(root))
+    assert said.count("ids are compared") == 1
+    assert "train with eval, more with eval" in said
+    assert "augment." not in said, "an audit compares sound itself"
