@@ -28,6 +28,7 @@ class Run:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._files = read_run.Run.read(os.fspath(path))
         self.path: Path = self._files.path
+        self._html: str | None = None
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -52,6 +53,14 @@ class Run:
     def why(self, clip_id: str) -> list[str]:
         """Why a clip is in, or why not: the lines of `python -m balance.why`. UserError for an unknown id."""
         return explain.why(str(self.path), clip_id)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: headline figures, the pool's share against K, ten clips to listen to."""
+        if self._html is None:
+            from balance.report import notebook
+
+            self._html = notebook.render(self._files)
+        return self._html
 
     def __repr__(self) -> str:
         figures = self.summary

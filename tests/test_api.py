@@ -1,5 +1,6 @@
 """From Python: a run as the command makes it, a finished run's tables, and the exact search alone."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,26 @@ def test_a_run_from_python_is_the_command_s(tmp_path: Path, world: World, monkey
     seed = opened.neighbours["seed_id"][0].as_py()
     assert opened.why(seed)[0] == f"in: {seed} is a seed"
     assert "k = 3" in repr(opened)
+
+
+def test_a_notebook_shows_the_run_with_its_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = worlds.make(tmp_path / "data", seeds=4, pool=12, evaluation=2)
+    monkeypatch.chdir(tmp_path)
+    done = balance.run(*own.overrides(), "k=3")
+    shown = done._repr_html_()
+    assert "label agreement@3" in shown
+    assert "<svg" in shown
+    neighbours = done.neighbours
+    for row in range(0, 12, 3):
+        similarity = neighbours["similarity"][row].as_py()
+        assert f"<b>{neighbours['neighbour_id'][row].as_py()}</b>" in shown
+        assert f"rank 1, similarity {similarity:.4f}" in shown
+    assert shown.count("data:audio/mpeg") == shown.count("data:image/png") == 8
+    for folder in own.root.glob("all_*"):
+        shutil.rmtree(folder)
+    without = balance.open_run(done.path)._repr_html_()
+    assert "data:audio" not in without
+    assert without.count("no sound here") == 8
 
 
 @pytest.mark.parametrize(

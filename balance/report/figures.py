@@ -8,6 +8,7 @@ who do not see it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.stats
@@ -151,22 +152,45 @@ def labels(rows: Sequence[LabelCounts]) -> Markup:
         return svg(figure, f"Labels before and after: {len(shown)} of {len(rows)} labels, clips on a log scale")
 
 
-def sweep(table: Mapping[str, Float64]) -> Markup:
-    """Share of the pool, and label agreement where there are labels, against K; table: columns of sweep.csv, (n,) each,
-    NaN where a run has no such figure."""
+@dataclass(frozen=True, slots=True)
+class SweepPanel:
+    """A figure of a sweep. title: what it shows; chosen, chance: columns of sweep.csv, of the runs and of what they are
+    held against; beside: what `chance` is, in words."""
+
+    title: str
+    chosen: str
+    chance: str
+    beside: str
+
+
+SWEEP_PANELS = (
+    SweepPanel("share of the pool chosen", "pool_share", "pool_share_uniform", "uniform picks"),
+    SweepPanel("label agreement at K", "label_agreement", "label_agreement_random", "random picks"),
+    SweepPanel("label recall at K", "label_recall", "label_recall_random", "random picks"),
+    SweepPanel("label entropy of the augmented set", "label_entropy_after", "label_entropy_before", "seeds alone"),
+)
+
+
+def sweep(table: Mapping[str, Float64]) -> list[tuple[SweepPanel, Markup]]:
+    """A chart against K for each figure that any run has, with a mark for each K that the page shows or hides: the
+    group whose id ends in `-k10`. table: columns of sweep.csv, (n,) each, NaN where a run has no such figure."""
     ks = [int(k) for k in table["k"]]
-    panels = [("pool_share", "pool_share_uniform", "of the pool chosen")]
-    if not np.isnan(table["label_agreement"]).all():
-        panels.append(("label_agreement", "label_agreement_random", "label agreement"))
-    with canvas(9.0, 3.6, columns=len(panels)) as (figure, each):
-        for axes, (chosen, chance, label) in zip(each, panels, strict=True):
-            axes.plot(ks, table[chosen], "o-", color=CHOSEN, linewidth=1.8, markersize=5, label="neighbours")
-            axes.plot(ks, table[chance], "s--", color=RANDOM, linewidth=1.8, markersize=5, label="chance")
+    drawn = []
+    for panel in SWEEP_PANELS:
+        chosen, chance = table[panel.chosen], table[panel.chance]
+        if np.isnan(chosen).all():
+            continue
+        with canvas(4.6, 3.2) as (figure, (axes,)):
+            axes.plot(ks, chosen, "o-", color=CHOSEN, linewidth=1.8, markersize=5, label="neighbours")
+            axes.plot(ks, chance, "s--", color=RANDOM, linewidth=1.8, markersize=5, label=panel.beside)
             _rank_axis(axes, max(ks), "K, neighbours per seed", min(ks))
             axes.set_xticks(sorted(set(ks)), [f"{k:,}" for k in sorted(set(ks))])
-            axes.set_ylim(0, None)
-            axes.set_ylabel(label)
+            axes.set_ylim(0, 1.05 * max(np.nanmax(chosen), np.nanmax(chance, initial=0), 1e-9))
+            if panel.chosen == "pool_share":
+                axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+            for k in sorted(set(ks)):
+                axes.axvline(k, color=OTHER, linewidth=2, gid=f"k{k}")
             legend(axes, columns=2)
-        each[0].yaxis.set_major_formatter(PercentFormatter(1.0))
-        shown = " and ".join(label for *_, label in panels)
-        return svg(figure, f"Sweep over K: {shown}, of {len(ks)} runs")
+            ends = f"{chosen[0]:.3f} at K = {ks[0]}, {chosen[-1]:.3f} at K = {ks[-1]}"
+            drawn.append((panel, svg(figure, f"{panel.title} against K: {ends}")))
+    return drawn

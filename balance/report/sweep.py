@@ -16,6 +16,7 @@ from balance.errors import UserError
 from balance.report import figures, html
 from balance.runtime import files
 
+MARKED_SHARE = 0.5  # of the pool: beyond, a K comes close to taking all of it
 SWEEP_COLUMNS = (
     "k",
     "num_seeds",
@@ -60,8 +61,21 @@ def write_sweep(root: Path) -> list[SweepRow]:
     columns = {name: np.array([row.figures[name] for row in rows], dtype=np.float64) for name in SWEEP_COLUMNS}
     template = html.environment().get_template("sweep.html")
     with files.atomic_text(page) as file:
-        file.write(template.render(rows=rows, columns=SWEEP_COLUMNS, figure=figures.sweep(columns)))
+        file.write(
+            template.render(
+                rows=rows,
+                columns=SWEEP_COLUMNS,
+                figures=figures.sweep(columns),
+                ks=sorted({row.k for row in rows}),
+                marked=_marked(rows),
+            )
+        )
     return rows
+
+
+def _marked(rows: list[SweepRow]) -> int:
+    """The K that the charts mark at first: the largest that takes at most half of the pool, else the smallest."""
+    return max((row.k for row in rows if (row.figures["pool_share"] or 0) <= MARKED_SHARE), default=rows[0].k)
 
 
 def _row(root: Path, path: Path) -> SweepRow:

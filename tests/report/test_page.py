@@ -383,7 +383,14 @@ def test_sweep(run, page, tmp_path):
     assert [row["k"] for row in rows] == ["8", "32", "100"]
     assert float(rows[0]["label_agreement"]) == summary.label_agreement
     assert rows[0]["label_recall"] == ""
-    assert (tmp_path / "report.html").read_text().count("<a href=") == 1
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("<a href=") == 1
+    titles = re.findall(r"<figcaption>(.*?)</figcaption>", text)
+    assert titles == ["Share of the pool chosen", "Label agreement at K", "Label entropy of the augmented set"]
+    for k in (8, 32, 100):
+        assert len(re.findall(rf'id="[^"]*-k{k}"', text)) == 3
+    marked = 100 if summary.pool_share <= 0.5 else 8
+    assert re.findall(r'id="mark(\d+)" checked', text) == [str(marked)]
     first = (tmp_path / "report.html").read_bytes()
     write_sweep(tmp_path)
     assert (tmp_path / "report.html").read_bytes() == first
