@@ -56,9 +56,12 @@ class Fitter:
         of_pool = self.space.standardise(data.pool.vectors.take(_evenly(len(data.pool))))
         self._watched = torch.from_numpy(np.concatenate([self._seeds[_evenly(len(data.seeds))], of_pool])).to(device)
         rng = np.random.default_rng([seed, 0])
-        self.folds = training_sets.fold_seeds(data.seeds.labels, data.seeds.groups, config.folds, rng)
-        self._group_folds = np.zeros(int(data.seeds.groups.max(initial=0)) + 1, dtype=np.int64)
-        self._group_folds[data.seeds.groups] = self.folds
+        one_source = not data.seeds.groups.any()  # held out together they would leave nothing to train on
+        groups = np.arange(len(data.seeds)) if one_source else data.seeds.groups
+        self.folds = training_sets.fold_seeds(data.seeds.labels, groups, config.folds, rng)
+        self._group_folds = np.full(int(data.seeds.groups.max(initial=0)) + 1, -1, dtype=np.int64)
+        if not one_source:
+            self._group_folds[data.seeds.groups] = self.folds
         self._pool_weights: Float32 | None = None
 
     def training_set(self, arm: Arm) -> TrainingSet:

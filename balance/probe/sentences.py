@@ -211,6 +211,11 @@ def _of_fits(table: Table, groups: Sequence[Group], steps: int) -> list[str]:
 def _of_sources(found: Findings) -> list[str]:
     """How far the held-out seeds can be believed."""
     out = []
+    if found.counts.seed_sources == 1:
+        out.append(
+            "all seeds are of one source (probe.source): each is held out by itself, so λ is chosen on clips whose "
+            "source is trained on"
+        )
     if num := found.counts.pool_of_seed_sources:
         out.append(
             f"{num:,} pool clips are of a seed's source, by their ids (probe.source): where that seed is held out they "

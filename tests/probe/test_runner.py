@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score
 
 from balance.errors import UserError
 from balance.probe import conclusions, page, runner, training_sets
-from balance.probe.config import Judge, ProbeConfig, Rival
+from balance.probe.config import Judge, ProbeConfig, Reading, Rival
 from balance.probe.data import ProbeData, Side, implied_labels
 from balance.probe.estimates import groups_of
 from balance.probe.features import TrainingSet
@@ -324,6 +324,21 @@ def test_pool_clips_of_a_held_out_seeds_source_do_not_train(tmp_path):
     assert held_out.sum() == 2
     assert held_out[3, fitter.folds[5]]
     assert held_out[8, fitter.folds[7]]
+
+
+def test_seeds_of_one_source_are_held_out_one_by_one(tmp_path):
+    """Held out together they would leave nothing to choose λ by, and the largest of all would be taken."""
+    problem, small = small_problem(seeds=60, pool=300, eval=50), {"k": [3], "draws": 2, "readings": [Reading.logistic]}
+    alone, together = (
+        probe_of(replace(problem, seeds=replace(problem.seeds, groups=groups)), tmp_path / name, **small)
+        for name, groups in (("alone", np.arange(60)), ("together", np.zeros(60, dtype=np.int64)))
+    )
+    arm = training_sets.neighbours(problem.chosen, alone.fitter.folds, 3)
+    of_alone, of_together = (fitted(probe.fitter, arm) for probe in (alone, together))
+    assert of_together.penalty == of_alone.penalty
+    np.testing.assert_array_equal(of_together.heldout, of_alone.heldout)
+    found = conclusions.find(together, together.run())
+    assert any("all seeds are of one source" in warning for warning in found.warnings)
 
 
 def test_weighted_pool_has_the_published_weights(tmp_path):
