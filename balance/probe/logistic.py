@@ -201,7 +201,8 @@ class Solver:
     """The fit of `columns` on `examples`: each `settle` goes on to another λ from where the columns are.
 
     watched: (w, dim) standardised features of the clips whose scores must settle; start: a solver of the same examples,
-    from whose fit of a label its columns here start (from zero where it has none).
+    from whose fit of a label its columns here start (from zero where it has none). Few rows start from zero whatever is
+    given: what other rows say is far from their answer there, and Newton's steps from afar take longer, or do not end.
     """
 
     def __init__(
@@ -214,7 +215,6 @@ class Solver:
         start: Solver | None = None,
     ) -> None:
         self.examples, self.columns, self.num_passes = examples, columns, 0
-        self.penalty: float = LARGEST_PENALTY if start is None else start.penalty
         self._progress: Callable[[int], None] = _nothing
         num_rows, dim = examples.shape
         if start is None:
@@ -222,6 +222,8 @@ class Solver:
             self._watched = self._rows.watch(watched.to(device))
         else:
             self._rows, self._watched = start._rows, start._watched
+        self._from_zero = isinstance(self._rows, _FewRows)
+        self.penalty: float = LARGEST_PENALTY if start is None or self._from_zero else start.penalty
         self._device, self._dtype = device, self._rows.dtype
         self._targets = examples.labels.tocsc()[:, columns.labels]
         weights = torch.as_tensor(examples.weights, device=device, dtype=self._dtype)[:, None]
@@ -233,7 +235,7 @@ class Solver:
         self._inverse_mass = self._column(scale / np.maximum(mass, 1e-12))
         self._theta = torch.zeros((len(self._rows.variances) + 1, len(columns)), device=device, dtype=self._dtype)
         self._theta[-1] = self._column(np.log(rate) - np.log1p(-rate))  # last row: bias at the centre
-        if start is not None:
+        if start is not None and not self._from_zero:
             self._begin(start.columns.labels, start._theta)
         self._left = np.where(self.trained, np.inf, 0.0).astype(np.float32)
         self._curvatures: list[Tensor] | None = None
@@ -245,6 +247,8 @@ class Solver:
 
     def begin(self, labels: Int64, weight: Float32, bias: Float32, penalty: float) -> None:
         """Go on from a fit of these labels at this λ on other rows, weight (dim, C) and bias (C,), instead of zero."""
+        if self._from_zero:
+            return
         self.penalty = penalty
         given = (torch.as_tensor(values, device=self._device, dtype=torch.float32) for values in (weight, bias))
         self._begin(labels, self._rows.theta_of(*given))
@@ -282,7 +286,7 @@ class Solver:
         """Go on to this λ until every column's scores have settled to `enough`, in at most about so many passes over
         the rows (the last step's may go beyond); progress is called with the passes done."""
         end, self._progress = self.num_passes + passes, progress or _nothing
-        with one_core() if isinstance(self._rows, _FewRows) else contextlib.nullcontext():
+        with one_core() if self._from_zero else contextlib.nullcontext():
             self._descend(penalty, end, enough)
 
     def _descend(self, penalty: float, end: int, enough: float) -> None:

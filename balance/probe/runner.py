@@ -34,7 +34,7 @@ from balance.records import Float32, Float64
 from balance.runtime import files
 from balance.runtime.remote import AnyPath
 
-FORMAT = 5  # of the cached fits
+FORMAT = 6  # of the cached fits
 NEARLY_ALL = 0.9  # of the pool: above it any rule takes nearly the same clips, and rivals say nothing
 JUDGE_ALL = 20_000_000  # training rows x labels up to which every label is judged in every fold
 

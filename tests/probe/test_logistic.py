@@ -154,6 +154,24 @@ def test_every_size_and_penalty_ends_at_the_exact_answer(rows, dim, places, path
                 assert average_precision_score(new_truth[:, c], scores[:, c]) == pytest.approx(want, abs=0.005)
 
 
+def test_few_rows_finish_whatever_the_fit_of_other_rows_said():
+    """Where there are more dimensions than rows, Newton's steps from there did not end within 600 passes."""
+    rng = np.random.default_rng(0)
+    classes = rng.integers(0, 10, 400)
+    vectors = np.maximum(0.1 * rng.standard_normal((10, 400))[classes] + rng.standard_normal((400, 400)), 0)
+    vectors, truth = vectors.astype(np.float32), np.eye(10, dtype=bool)[classes]
+    watched = torch.from_numpy(Space.of(ArrayVectors(vectors)).standardise(vectors))
+    solvers = []
+    for rows in (np.arange(200), np.r_[0:20, 200:380]):
+        solver = Solver(training_set(vectors[rows], truth[rows], 20), everywhere(10), watched, device=CPU)
+        if solvers:
+            before = solvers[0].result()
+            solver.begin(np.arange(10), before.weight.numpy(), before.bias.numpy(), 0.001)
+        solver.settle(0.001, 600)
+        solvers.append(solver)
+    assert all(solver.finished and solver.num_passes < 150 for solver in solvers)
+
+
 def test_a_fit_that_may_not_finish_says_so():
     vectors, truth = data(60, 120, 256)
     examples = training_set(vectors, truth, 60)
