@@ -21,7 +21,7 @@ import pytest
 from balance import pipeline
 from balance.config import AuditSettings, Settings
 from balance.data.config import DatasetConfig, Format
-from balance.embed import parts, store
+from balance.embed import parts, store, worker
 from balance.embed.store import Store
 from balance.encoders.config import EncoderConfig
 from balance.engine.config import ExecutorConfig, Kind
@@ -269,6 +269,24 @@ def test_a_damaged_part_is_made_again(
     bucket.client.put_object(Bucket="bucket", Key=first, Body=bytes(data))
     assert searched(settings(world, "s3://bucket/cache")) == alone.searched
     assert "is damaged (its checksum does not match): not used, made again" in caplog.text
+    assert stored(bucket) == alone.parts
+
+
+def test_two_drivers_embed_at_once(world: World, bucket: Bucket, alone: Alone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other makes everything while this one is about to write its first part, which it then writes once more."""
+    chosen = settings(world, "s3://bucket/cache")
+    real = worker.store_files.write_part
+    others: list[list[str]] = []
+
+    def late(*args: Any) -> Any:
+        monkeypatch.setattr(worker.store_files, "write_part", real)
+        assert searched(chosen) == alone.searched
+        others.append([key for key in keys(bucket) if "seen-" not in key])  # this one looks who sees it
+        return real(*args)
+
+    monkeypatch.setattr(worker.store_files, "write_part", late)
+    assert searched(chosen) == alone.searched
+    assert others == [keys(bucket)]
     assert stored(bucket) == alone.parts
 
 

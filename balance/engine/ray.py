@@ -24,6 +24,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
@@ -451,10 +452,11 @@ class Cluster:
                     "every node"
                 )
         if missing:
-            return (
-                f"node {event.actor.host} does not see {missing[0].path} ({missing[0].name}), which this machine sees: "
-                "every node needs the same files under the same paths"
+            name, path = missing[0].name, missing[0].path
+            remedy = (
+                "needs the same files under the same paths" if isinstance(path, Path) else "must reach it, logged in"
             )
+            return f"node {event.actor.host} does not see {path} ({name}), which this machine sees: every node {remedy}"
         event.actor.is_ready = True
         return ""
 

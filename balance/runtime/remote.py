@@ -190,20 +190,21 @@ class RemotePath:
         data = b"".join(self.read_range(start, start + _GET_BYTES) for start in starts)
         return data + self._read_end(len(data), size)
 
-    def read_range(self, start: int, stop: int) -> bytes:
-        """The bytes start … stop, which must be there. Raises FileNotFoundError, Unreachable."""
+    def read_range(self, start: int, stop: int, connection: Any = None) -> bytes:
+        """The bytes start … stop, which must be there. connection: of `connection()`, where threads share one. Raises
+        FileNotFoundError, Unreachable."""
         if stop <= start:
             return b""
-        return self._ask(lambda files: _whole(files.cat_file(self.url, start=start, end=stop), stop - start))
+        return self._ask(
+            lambda files: _whole(files.cat_file(self.url, start=start, end=stop), stop - start), connection
+        )
 
     def read_whole(self, connection: Any = None) -> bytes:
-        """The whole file, whose length is asked for first, so that a short answer is noticed. connection: of
-        `connection()`, where threads share one. Raises FileNotFoundError, Unreachable."""
-
-        def read(files: Any) -> bytes:
-            return _whole(files.cat_file(self.url), int(files.info(self.url)["size"]))
-
-        return self._ask(read, connection)
+        """The whole file, whose length is asked for first, so that a short answer is noticed. connection: as of
+        `read_range`. Raises FileNotFoundError, Unreachable."""
+        size = int(self._ask(lambda files: files.info(self.url), connection)["size"])
+        starts = range(0, size, _GET_BYTES)
+        return b"".join(self.read_range(start, min(start + _GET_BYTES, size), connection) for start in starts)
 
     def write_bytes(self, data: bytes) -> None:
         """Make or replace the file with one request, and look whether all of it arrived. Raises Unreachable."""

@@ -230,9 +230,11 @@ class _Kept:
                 files.remove_left_over(left_over)
         try:
             files.write_npz(self.path, {"positions": result[0], "similarities": result[1]})
-        except (OSError, Unreachable) as error:
-            words = cause(error) if isinstance(error, OSError) else error
-            log.warning("the neighbours are kept for this run alone: %s", words)
+        except OSError as error:
+            log.warning("the neighbours are kept for this run alone: %s", cause(error))
+        except Unreachable as error:
+            log.warning("the neighbours are kept for this run alone: %s", error)
+            return  # their keys, which are there, give them again
         if isinstance(self.scratch, RemotePath):
             with contextlib.suppress(FileNotFoundError, Unreachable):
                 self.scratch.remove(self.scratch.names("file"))
