@@ -516,7 +516,7 @@ def _write(
     )
     written.append(tables.write_failures(folder, prepared.embedded.failures))
     written.append(tables.write_warnings(folder, prepared.embedded.partial))
-    summary = summarise(prepared, k, curated)
+    summary = summarise(prepared, k, curated, settings.seed)
     written.append(write_summary(folder, summary))
     about = page.About(
         dataset=dataset.name,

@@ -304,6 +304,17 @@ class Neighbours:
         return Neighbours(self.seed_rows, self.pool_rows[:, :k], self.similarities[:, :k])
 
 
+@dataclass(frozen=True, slots=True)
+class RandomSimilarity:
+    """mean, std: of the cosine of seeds and pool clips that were paired at random."""
+
+    mean: float
+    std: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} ± {self.std:.4f}"
+
+
 def duplicate_ids(ids: Strings) -> list[str]:
     """The ids that occur more than once in an Arrow string array, in order of their count."""
     counts = pc.value_counts(ids)

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator, PercentFormatter
 
-from balance.records import Float64, Int64
+from balance.records import Float64, Int64, RandomSimilarity
 from balance.report.svg import CHOSEN, INK, OTHER, QUIET, RANDOM, canvas, legend, short_name, svg
 from balance.stats.run_stats import Hubs, LabelCounts, LabelsByRank, Saturation, SimilarityByRank
 
@@ -77,17 +77,18 @@ def hubs(data: Hubs, num_seeds: int, num_eligible: int, k: int) -> Markup:
         return svg(figure, f"Hubness: clips by how often they are chosen; the most chosen by {data.times[-1]:,} seeds")
 
 
-def similarity(data: SimilarityByRank) -> Markup:
-    """Quantiles over seeds of the similarity at each rank."""
+def similarity(data: SimilarityByRank, random: RandomSimilarity) -> Markup:
+    """Quantiles over seeds of the similarity at each rank, beside random pairs."""
     low, quarter, median, three_quarters, high = data.quantiles
     rank = data.rank
     with canvas(*_WIDE) as (figure, (axes,)):
         axes.fill_between(rank, low, high, color=CHOSEN, alpha=0.15, linewidth=0, label="90 % of seeds")
         axes.fill_between(rank, quarter, three_quarters, color=CHOSEN, alpha=0.3, linewidth=0, label="50 % of seeds")
         axes.plot(rank, median, color=CHOSEN, linewidth=2.2, label="median")
+        axes.axhline(random.mean, color=RANDOM, linewidth=1.6, linestyle="--", label="random pairs")
         _rank_axis(axes, int(rank[-1]), "rank")
         axes.set_ylabel("cosine similarity")
-        legend(axes, columns=3)
+        legend(axes, columns=4)
         return svg(figure, f"Similarity by rank: median {median[0]:.3f} at rank 1, {median[-1]:.3f} at rank {rank[-1]}")
 
 

@@ -17,7 +17,7 @@ from balance.curation.curate import Curated
 from balance.curation.removed import Removals, Rule
 from balance.demo.checkpoint import NOTICE
 from balance.prepared import Prepared
-from balance.records import REASONS, Split, Strings
+from balance.records import REASONS, RandomSimilarity, Split, Strings
 from balance.report import figures, html, listening
 from balance.report.sound import Sound
 from balance.results.summary import Summary
@@ -121,7 +121,7 @@ def render(folder: Path, about: About, prepared: Prepared, k: int, curated: Cura
             num_listed=sum(len(split.index) for split in prepared.embedded.splits.values()),
             warnings=_warnings(about, summary, stats.rates, [*prepared.warnings, *curated.warnings]),
             notes=curated.notes,
-            figures=_figures(stats, num_seeds, len(prepared.eligible), k),
+            figures=_figures(stats, summary.similarity_random, num_seeds, len(prepared.eligible), k),
             disputed=_disputed(summary, prepared.embedded.ontology),
             reasons=REASONS,
             rules=_rules(
@@ -134,11 +134,11 @@ def render(folder: Path, about: About, prepared: Prepared, k: int, curated: Cura
     )
 
 
-def _figures(stats: RunStats, num_seeds: int, num_eligible: int, k: int) -> dict[str, Markup]:
+def _figures(stats: RunStats, random: RandomSimilarity, num_seeds: int, num_eligible: int, k: int) -> dict[str, Markup]:
     drawn = {
         "saturation": figures.saturation(stats.saturation, k),
         "hubs": figures.hubs(stats.hubs, num_seeds, num_eligible, k),
-        "similarity": figures.similarity(stats.similarity),
+        "similarity": figures.similarity(stats.similarity, random),
         "lift": Markup(),
     }
     if (by_rank := stats.labels_by_rank) is not None:

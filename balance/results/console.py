@@ -134,6 +134,13 @@ def _figures(prepared: Prepared, summary: Summary, curated: Curated) -> Iterator
     at = min(_AGREEMENT_K, prepared.neighbours.k)
     for k in dict.fromkeys((at, summary.k)):
         yield from _agreement(prepared, k, before)
+    yield "similarity at rank 1", f"{summary.similarity_first:.4f}", f"{summary.similarity_random.mean:.4f}", ""
+    yield (
+        f"similarity at rank {summary.k}",
+        f"{summary.similarity_last:.4f}",
+        f"{summary.similarity_random.mean:.4f}",
+        "",
+    )
     failed = [
         f"{split}: " + ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
         for split, reasons in summary.failures.items()

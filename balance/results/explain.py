@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from balance.curation.removed import Rule
 from balance.errors import UserError
+from balance.records import RandomSimilarity
 from balance.results.read_run import Run
 from balance.runtime.wording import listed
 
@@ -81,14 +82,22 @@ def _chosen(run: Run, clip_id: str) -> list[str]:
             lines += [of_seed(clip_id), *_cluster(run, clip_id)]
         elif row["num_seeds"] != "0":  # else it was included by hand, as decisions.parquet says
             best = (row[name] for name in ("num_seeds", "best_rank", "best_seed_id", "best_similarity"))
-            lines.append(of_neighbour(clip_id, *best))
+            lines.append(of_neighbour(clip_id, *best) + _beside(run))
     return lines
 
 
 def _cluster(run: Run, seed_id: str) -> list[str]:
     mine = _rows(run.neighbours, "seed_id", seed_id)
     shown = [f"{row['neighbour_id']} ({row['similarity']:.4f})" for row in mine]
-    return [f"  its neighbours: {listed(shown)}"]
+    return [f"  its neighbours: {listed(shown)}{_beside(run)}"]
+
+
+def _beside(run: Run) -> str:
+    """What random pairs have, said after a similarity; nothing for a run that did not measure it."""
+    found = run.summary.get("similarity_random")
+    if not isinstance(found, dict):
+        return ""
+    return f" (random pairs: {RandomSimilarity(**found)})"
 
 
 def _decided(run: Run, clip_id: str) -> list[str]:

@@ -6,6 +6,7 @@ only where the file is written.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +18,7 @@ import numpy as np
 from balance.consensus import Agreement
 from balance.curation.curate import Curated, CurationFigures
 from balance.prepared import Embedded, Prepared
-from balance.records import SPLITS, Labels, Neighbours, common_names
+from balance.records import SPLITS, Float32, Labels, Neighbours, RandomSimilarity, common_names
 from balance.runtime import files
 from balance.stats.labels import (
     label_agreement,
@@ -26,6 +27,7 @@ from balance.stats.labels import (
     label_recall,
     label_recall_random,
 )
+from balance.stats.similarity import random_similarity
 from balance.stats.union import uniform_share
 
 NEARLY_ALL = 0.9  # share of the eligible pool from which K hardly selects
@@ -37,6 +39,7 @@ class Summary:
 
     pool_share, num_neighbours, label_entropy_after: of the augmented set, after curation; pool_share_uniform and the
     agreement and recall @k: of the search's result. A mean over nothing is None. failures: split -> reason -> clips;
+    similarity_first, similarity_last: mean over seeds of the cosine at rank 1 and at rank K, of the search's result;
     num_partial: clips that could not be decoded to their end; sample_rates: split -> Hz -> clips.
     """
 
@@ -56,6 +59,9 @@ class Summary:
     label_recall_random: float | None
     label_entropy_before: float | None
     label_entropy_after: float | None
+    similarity_first: float
+    similarity_last: float
+    similarity_random: RandomSimilarity
     failures: Mapping[str, Mapping[str, int]]
     num_silent: int
     num_partial: int
@@ -85,8 +91,8 @@ class Summary:
         return plain | {"curation": {step: found for step, found in plain["curation"].items() if found is not None}}
 
 
-def summarise(prepared: Prepared, k: int, curated: Curated) -> Summary:
-    """What the run did at K."""
+def summarise(prepared: Prepared, k: int, curated: Curated, rng_seed: int) -> Summary:
+    """What the run did at K. rng_seed: of the random pairs."""
     seeds, pool, union = prepared.seeds, prepared.pool, curated.union
     names = common_names(seeds.index.labels, pool.index.labels)
     seed_labels = seeds.index.labels.recode(names).take(seeds.embedded)
@@ -113,6 +119,9 @@ def summarise(prepared: Prepared, k: int, curated: Curated) -> Summary:
         label_recall_random=label_recall_random(seed_labels, eligible_labels, k),
         label_entropy_before=label_entropy(seed_labels, len(names)),
         label_entropy_after=label_entropy(after, len(names)),
+        similarity_first=_mean(neighbours.similarities[:, 0]),
+        similarity_last=_mean(neighbours.similarities[:, -1]),
+        similarity_random=random_similarity(seeds, pool, prepared.eligible, rng_seed),
         failures=_failures(prepared.embedded),
         num_silent=_num_silent(prepared.embedded),
         num_partial=len(prepared.embedded.partial),
@@ -128,6 +137,10 @@ def write_summary(folder: Path, summary: Summary) -> Path:
     path = folder / "summary.json"
     files.write_json(path, summary.as_json())
     return path
+
+
+def _mean(similarities: Float32) -> float:
+    return math.fsum(similarities.tolist()) / len(similarities)
 
 
 def _failures(embedded: Embedded) -> dict[str, dict[str, int]]:

@@ -118,7 +118,7 @@ def run(root):
     curated = curate(
         config, rng_seed=1, seeds=seeds, pool=pool, eligible=prepared.eligible, neighbours=neighbours.top(K)
     )
-    return prepared, curated, summarise(prepared, K, curated)
+    return prepared, curated, summarise(prepared, K, curated, 1)
 
 
 def about(root, media_base=None, sound=None, num_embedded=0):
@@ -360,7 +360,7 @@ def test_a_run_without_labels_or_media(run, root):
         eligible=prepared.eligible,
         neighbours=prepared.neighbours.top(1),
     )
-    summary = summarise(nothing, 1, curated)
+    summary = summarise(nothing, 1, curated, 1)
     text = render(Path("/run"), about(root), nothing, 1, curated, summary)
     said = (
         "No clip has labels: label agreement and recall, labels by rank and label balance are left out.",
