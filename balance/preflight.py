@@ -21,7 +21,7 @@ from balance.data.slices import same_sound
 from balance.engine.seam import Visible
 from balance.errors import UserError
 from balance.records import Index
-from balance.runtime.remote import AnyPath, RemotePath
+from balance.runtime.remote import AnyPath, RemotePath, Unreachable
 from balance.search import candidates
 from balance.search.config import SearchConfig
 
@@ -75,12 +75,14 @@ def _refuse_seeds_in_eval(seeds: Index, evaluation: Index, ids_as: Ids) -> None:
 @contextlib.contextmanager
 def marker(cache: AnyPath) -> Iterator[AnyPath]:
     """A file in the cache, which other machines must see: a folder of that name alone may be each one's own. The folder
-    itself where it cannot be written. Raises Unreachable where a URL cannot."""
+    itself where it cannot be written. Raises Unreachable where there is nothing behind a URL, either."""
     file = cache / f"seen-{secrets.token_hex(8)}"
     try:
         cache.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"")
-    except OSError:
+    except (OSError, Unreachable):
+        if isinstance(cache, RemotePath) and not cache.exists():
+            raise
         yield cache
         return
     try:

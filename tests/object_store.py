@@ -23,10 +23,14 @@ from moto.server import ThreadedMotoServer
 
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "secret-testing", "AWS_DEFAULT_REGION": "us-east-1"}
 
-# (method, path with query) -> "500", "gone", "cut" (the connection ends early), "short" (a well-formed answer that is
-# not the whole), "half" (of what is sent), "hang", or None
+# (method, path with query) -> "500", "gone", "denied", "cut" (the connection ends early), "short" (a well-formed answer
+# that is not the whole), "half" (of what is sent), "hang", or None
 Fault = Callable[[str, str], str | None]
-GONE = b"<Error><Code>NoSuchBucket</Code><Message>The specified bucket does not exist</Message></Error>"
+ANSWERS = {
+    "500": (500, b""),
+    "gone": (404, b"<Error><Code>NoSuchBucket</Code><Message>The specified bucket does not exist</Message></Error>"),
+    "denied": (403, b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"),
+}
 
 
 @dataclass
@@ -115,9 +119,9 @@ class _Proxy(BaseHTTPRequestHandler):
             what = None
         if what == "hang":
             time.sleep(faulty.hang_s)
-        if what in ("500", "gone"):
-            said = b"" if what == "500" else GONE
-            self.send_response(500 if what == "500" else 404)
+        if what in ANSWERS:
+            status, said = ANSWERS[what]
+            self.send_response(status)
             self.send_header("Content-Length", str(len(said)))
             self.end_headers()
             self.wfile.write(said if self.command != "HEAD" else b"")

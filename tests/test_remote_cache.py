@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -318,6 +318,29 @@ def test_refresh_empties_the_store(world: World, bucket: Bucket, alone: Alone) -
 def test_a_bucket_that_is_not_there_is_said_first(world: World) -> None:
     with pytest.raises(UserError, match=r"s3://no-such-bucket/cache/seen-.* there is no such bucket"):
         searched(settings(world, "s3://no-such-bucket/cache"))
+
+
+def test_a_finished_cache_that_may_only_be_read_will_do(
+    world: World, bucket: Bucket, alone: Alone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.upload(alone.cache, "cache/")
+    chosen = settings(world, "s3://bucket/cache")
+    with Faulty(bucket.address, lambda method, path: "denied" if method == "PUT" else None).serving() as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        assert searched(chosen) == alone.searched
+        with pytest.raises(UserError, match=r"s3://bucket/cache/embeddings/.*: Access Denied\. Log in the way of the"):
+            searched(replace(chosen, refresh=True))
+
+
+def test_a_node_without_credentials_does_not_see_the_bucket(monkeypatch: pytest.MonkeyPatch, bucket: Bucket) -> None:
+    path = RemotePath("s3://bucket/seen-0")
+    path.write_bytes(b"")
+    assert Visible("cache_dir", path).is_seen()
+    assert not Visible("cache_dir", RemotePath("s3://no-such-bucket/seen-0")).is_seen()
+    with Faulty(bucket.address, lambda method, path: "denied").serving() as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        fresh()
+        assert not Visible("cache_dir", path).is_seen()
 
 
 RAY = ExecutorConfig(kind=Kind.ray)

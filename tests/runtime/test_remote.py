@@ -148,7 +148,7 @@ def test_what_fails_for_good_names_the_url_and_no_secret(
 
 def test_a_server_that_is_gone_and_one_that_hangs(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "_REQUEST_LIMIT_S", 0.3)
-    monkeypatch.setattr(remote, "LIMIT_S", 1.0)
+    monkeypatch.setattr(remote, "LIMIT_S", 2.0)
     bucket.client.put_object(Bucket="bucket", Key="slow", Body=b"x")
     server = Faulty(bucket.address, lambda method, path: "hang", hang_s=2.0)
     with server.serving() as url:
