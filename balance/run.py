@@ -45,7 +45,8 @@ class _Jobs:
     def __call__(self, settings: Settings, where: Job) -> None:
         in_sweep, is_first = where.sweep is not None, self._sweep is None
         level = logging.INFO if is_first else logging.DEBUG
-        log.log(level, "balance %s: k = %d, data in %s", __version__, settings.k, settings.root)  # before the imports
+        where_from = settings.root.absolute()  # said before the imports
+        log.log(level, "balance %s: k = %d, data in %s", __version__, settings.k, where_from)
         from balance import config, pipeline
         from balance.report import sweep
         from balance.results import console

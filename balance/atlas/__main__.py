@@ -19,9 +19,11 @@ def main() -> None:
     given = sys.argv[1:]
     if config.printed_help("atlas", given):
         return
-    if not given or given[0].split("=")[0] in config.keys("atlas"):
-        first = given[0] if given else "nothing"
-        raise UserError(f"the folder of a run comes first, and {first} was given; type: {help.USAGE['atlas'][0]}")
+    if not given:
+        print(help.text("atlas", config.SCHEMAS["atlas"], config.CONF, every_key=False), file=sys.stderr)
+        raise SystemExit(1)
+    if given[0].split("=")[0] in config.keys("atlas"):
+        raise UserError(f"the folder of a run comes first, and {given[0]} was given; type: {help.USAGE['atlas'][0]}")
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("balance").setLevel(logging.INFO)  # libraries say where they found credentials
     settings, _ = config.compose("atlas", given[1:])

@@ -54,6 +54,7 @@ from balance.runtime import files
 from balance.runtime.cores import available_cores
 from balance.runtime.remote import AnyPath
 from balance.runtime.terminal import duration
+from balance.runtime.wording import counted, size
 
 log = logging.getLogger(__name__)
 
@@ -276,19 +277,18 @@ def _make(
 
     present: clips on disk or embedded, by split; asked: `encoder.device` as typed.
     """
-    gigabytes = len(task.plan) * (4 * dim + 120) / 1e9
     devices = worker_devices(asked, task.device, config.num_processes)
     task = dataclasses.replace(task, num_workers=decoders_beside(devices, config.num_decoders))
     if task.device == "cpu" and task.precision is Precision.bfloat16 and slow_bfloat16():
         log.warning("on this processor bfloat16 is slower than float32: type encoder.precision=float32")
     log.info(
-        "embedding %s clips in %d parts on %s (%s) with %s decoders: %.3g GB of store in %s",
-        f"{len(task.plan):,}",
-        len(task.plan.names),
+        "embedding %s in %s on %s (%s) with %s decoders: %s of store in %s",
+        counted(len(task.plan), "clip"),
+        counted(len(task.plan.names), "part"),
         engine or ", ".join(devices),
         task.precision.value,
         "their" if engine else task.num_workers,
-        gigabytes,
+        size(len(task.plan) * (4 * dim + 120)),
         task.directory,
     )
 

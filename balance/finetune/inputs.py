@@ -28,6 +28,7 @@ from balance.finetune.networks import RATE_HZ, Network
 from balance.records import Bool, Float32, Index, Int64, Strings
 from balance.runtime import files, locks
 from balance.runtime.threads import Cores
+from balance.runtime.wording import counted, size
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ def make(
         if lock is None:
             raise UserError(f"another job makes the same inputs in {folder}: wait for it, then type the same again")
         with lock:
-            log.info("inputs of %s clips: %.3g GB in %s", f"{len(clips):,}", 2 * math.prod(shape) / 1e9, folder)
+            log.info("inputs of %s: %s in %s", counted(len(clips), "clip"), size(2 * math.prod(shape)), folder)
             partial = folder / f"{key}.partial"
             state = _make(partial, shape, clips, network, media, max_duration_s, progress)
             files.write_npz(beside, kept := {"state": state})
@@ -166,14 +167,14 @@ def _has_size(path: Path, shape: tuple[int, ...]) -> bool:
 
 def _take_room(path: Path, shape: tuple[int, ...]) -> None:
     """The whole size at once, so that a full disk is said before work begins."""
-    size = 2 * math.prod(shape)
+    num_bytes = 2 * math.prod(shape)
     try:
         with path.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
     except OSError as error:
         path.unlink(missing_ok=True)
         raise UserError(
-            f"{path.parent} has no room for {size / 1e9:.3g} GB of inputs ({error.strerror}): type "
+            f"{path.parent} has no room for {size(num_bytes)} of inputs ({error.strerror}): type "
             "cache_dir=/a/larger/disk, fewer neighbours (finetune.k) or a shorter finetune.max_duration_s"
         ) from error
 

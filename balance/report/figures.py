@@ -28,7 +28,8 @@ def _rank_axis(axes: Axes, highest: int, label: str, lowest: int = 1) -> None:
     axes.set_xscale("log")
     axes.set_xlim(lowest * 0.96, max(highest, 2 * lowest) * 1.04)
     axes.set_xlabel(label)
-    ticks = [m * 10**e for e in range(8) for m in (1, 2, 5) if lowest <= m * 10**e <= highest]
+    digits = (1, 2, 5) if highest >= 10 else range(1, 10)
+    ticks = [m * 10**e for e in range(8) for m in digits if lowest <= m * 10**e <= highest]
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(visible=False, axis="x")

@@ -15,7 +15,7 @@ from balance.curation.removed import Rule
 from balance.errors import UserError
 from balance.records import RandomSimilarity
 from balance.results.read_run import Run
-from balance.runtime.wording import listed
+from balance.runtime.wording import counted, listed
 
 NUM_SHOWN = 20
 
@@ -43,10 +43,10 @@ def of_seed(clip_id: str) -> str:
     return f"in: {clip_id} is a seed"
 
 
-def of_neighbour(clip_id: str, num_seeds: object, best_rank: object, best_seed_id: str, similarity: str) -> str:
+def of_neighbour(clip_id: str, num_seeds: str | int, best_rank: str | int, best_seed_id: str, similarity: str) -> str:
     """similarity: the shortest decimal, as augmented_k{K}.csv has it."""
     return (
-        f"in: {clip_id} is a neighbour of {num_seeds} seeds; best: rank {best_rank} of {best_seed_id}, "
+        f"in: {clip_id} is a neighbour of {counted(int(num_seeds), 'seed')}; best: rank {best_rank} of {best_seed_id}, "
         f"similarity {similarity}"
     )
 
@@ -123,7 +123,7 @@ def _choices(run: Run, clip_id: str) -> list[str]:
     if not choices:
         return []
     best_first = sorted(choices, key=lambda row: (-row["similarity"], row["rank"]))
-    lines = [f"chosen by {len(choices):,} seeds in the search's result:"]
+    lines = [f"chosen by {counted(len(choices), 'seed')} in the search's result:"]
     lines += [
         f"  rank {row['rank']:>4} of {row['seed_id']}, similarity {row['similarity']:.6f}"
         for row in best_first[:NUM_SHOWN]

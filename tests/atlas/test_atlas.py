@@ -187,7 +187,6 @@ def test_without_umap(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mistakes_are_one_line(made: tuple[World, Path, pa.Table], tmp_path: Path) -> None:
     world, folder, _ = made
     for typed, words in (
-        ([], "the folder of a run comes first, and nothing was given"),
         (["atlas.max_clips=5"], "the folder of a run comes first"),
         ([str(tmp_path)], "no manifest.json"),
         ([str(folder), "atlas.max_clips=0"], "atlas.max_clips=0: at least 1"),
@@ -198,6 +197,9 @@ def test_mistakes_are_one_line(made: tuple[World, Path, pa.Table], tmp_path: Pat
         (line,) = done.stderr.splitlines()
         assert line.startswith("error: ")
         assert words in line
+    done = command(tmp_path, module="balance.atlas")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("python -m balance.atlas RUN_DIR [key=value …]\n")
     moved = world.index("pool").rename(world.root / "elsewhere.csv")
     lines = moved.read_text().splitlines(keepends=True)
     world.index("pool").write_text("".join(lines[30:]))

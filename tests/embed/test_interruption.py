@@ -174,7 +174,7 @@ def test_a_cache_that_vanishes_is_one_clear_error(world: World, tmp_path: Path) 
 def test_progress_for_a_log_and_for_a_terminal(world: World, tmp_path: Path) -> None:
     done = command(tmp_path, *world.overrides(), "k=5")
     assert "embedding 1,110 clips in 5 parts" in done.stderr
-    assert "GB of store" in done.stderr
+    assert " KB of store" in done.stderr
     assert "first part done: 6 of 1,110 clips" in done.stderr
     assert "\r" not in done.stderr
     main, side = os.openpty()

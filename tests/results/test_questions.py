@@ -74,7 +74,7 @@ def test_why_agrees_with_the_files(runs):
             (str(row["rank"]), row["seed_id"]) for row in sorted(seeds, key=lambda r: (-r["similarity"], r["rank"]))
         ]
         if clip in rows:
-            assert lines[0].startswith(f"in: {clip} is a neighbour of {rows[clip]['num_seeds']} seeds")
+            assert lines[0].startswith(f"in: {clip} is a neighbour of {rows[clip]['num_seeds']} seed")
             assert rows[clip]["best_similarity"] in lines[0]
         elif clip in removed:
             assert lines[0].startswith(f"out: {clip} ")
