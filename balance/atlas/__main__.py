@@ -15,6 +15,7 @@ def main() -> None:
     """One map; prints where it is."""
     from balance import config, help
     from balance.errors import UserError
+    from balance.runtime.terminal import Console
 
     given = sys.argv[1:]
     if config.printed_help("atlas", given):
@@ -24,9 +25,9 @@ def main() -> None:
         raise SystemExit(1)
     if given[0].split("=")[0] in config.keys("atlas"):
         raise UserError(f"the folder of a run comes first, and {given[0]} was given; type: {help.USAGE['atlas'][0]}")
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    logging.getLogger("balance").setLevel(logging.INFO)  # libraries say where they found credentials
     settings, _ = config.compose("atlas", given[1:])
+    logging.basicConfig(format="%(message)s", handlers=[Console(settings.verbosity)])
+    logging.getLogger("balance").setLevel(logging.DEBUG)  # libraries say where they found credentials
 
     from balance.atlas import job
 

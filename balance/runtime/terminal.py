@@ -35,15 +35,15 @@ class Verbosity(enum.Enum):
 class Console(logging.StreamHandler[TextIO]):
     """The handler of lines for a person, on stderr."""
 
-    def __init__(self, verbosity: str) -> None:
+    def __init__(self, verbosity: Verbosity | str) -> None:
         super().__init__(sys.stderr)
         self._verbosity = Verbosity(verbosity)
 
     @property
     def least(self) -> int:
-        """The level from which a line is shown; the root logger's is another with hydra.verbose=true."""
+        """The level from which a line is shown; with hydra.verbose=true the root logger passes more."""
         levels = {Verbosity.quiet: logging.WARNING, Verbosity.verbose: logging.DEBUG}
-        return levels.get(self._verbosity, logging.getLogger().level)
+        return levels.get(self._verbosity, min(logging.INFO, logging.getLogger().level))
 
     def filter(self, record: logging.LogRecord) -> Any:
         return record.levelno >= self.least and super().filter(record)
