@@ -47,7 +47,8 @@ NOT_COMPARED = {
     "in_part": f"longer than {MAX_S} s, of which only {MAX_S} s were heard",
     "not_whole": "that could not be decoded to their end",
 }
-_COMPARE_S = 0.01  # of one core of 2026 per training clip of 10 s, for the estimate that is printed first
+# Of one core of 2026 per training clip of 10 s, and more per evaluation clip, for the estimate that is printed first.
+_COMPARE_S, _LOOK_UP_S = 0.012, 6e-7
 
 
 @dataclass(slots=True)
@@ -125,13 +126,13 @@ def _by_sound(
     acoustic = settings.audit.level is Leaks.acoustic
     facts = [None if acoustic else _known(settings, listed, decoders) for listed in lists]
     left = [listed.without(one.rows) if one else listed for listed, one in zip(lists, facts, strict=True)]
-    num_train = sum(len(listed.index) for listed in lists if listed.side == "training")
+    num_train, num_eval = (sum(len(listed.index) for listed in side) for side in (train, eval))
     hear_all(
         "audit",
         list(zip(sounds, left, strict=True)),
         decoders,
         again=settings.retry_failures,
-        compare_s=num_train * _COMPARE_S if acoustic else 0.0,
+        compare_s=num_train * (_COMPARE_S + num_eval * _LOOK_UP_S) if acoustic else 0.0,
     )
     places = [
         one.places(listed.index, listed.stamps, with_failed=True) for one, listed in zip(sounds, left, strict=True)
@@ -139,24 +140,26 @@ def _by_sound(
     for one, at, theirs in zip(compared, places, facts, strict=True):
         one.counts["missing"] = int((at < 0).sum()) - (len(theirs.rows) if theirs else 0)
 
-    def read(first: int, some: Sequence[Listed]) -> Iterator[tuple[Clip, Heard]]:
-        for number in range(len(some)):
-            theirs = facts[first + number]
-            heard_of = sounds[first + number].read(places[first + number])
-            for row, heard in itertools.chain(theirs.heard() if theirs else (), heard_of):
-                compared[first + number].add(row, heard, by_sound=acoustic)
-                yield (number, row), heard
+    def read(what: str, first: int, some: Sequence[Listed]) -> Iterator[tuple[Clip, Heard]]:
+        with Stage(what, sum(len(listed.index) for listed in some)) as stage:
+            for number in range(len(some)):
+                theirs = facts[first + number]
+                heard_of = sounds[first + number].read(places[first + number])
+                for row, heard in itertools.chain(theirs.heard() if theirs else (), heard_of):
+                    compared[first + number].add(row, heard, by_sound=acoustic)
+                    yield (number, row), heard
+                    stage.advance()
 
     samples = Samples()
     exact: list[Pair] = []
 
     def of_eval() -> Iterator[tuple[Clip, Heard]]:
-        for clip, heard in read(len(train), eval):
+        for clip, heard in read("remembering evaluation clips", len(train), eval):
             samples.add(clip, heard)
             yield clip, heard
 
     def of_train() -> Iterator[tuple[Clip, Heard]]:
-        for clip, heard in read(0, train):
+        for clip, heard in read("comparing training clips", 0, train):
             exact.extend(samples.pairs(clip, heard))
             yield clip, heard
 
@@ -167,16 +170,14 @@ def _by_sound(
             pass
         found = exact
     else:
-        with Stage("comparing", sum(len(listed.index) for listed in train)) as stage:
-            alike = by_sound(
-                of_eval(),
-                of_train(),
-                num_eval_windows=sum(len(listed.index) for listed in eval),
-                threshold=settings.augment.copy_threshold,
-                scratch=settings.cache_folder,
-                progress=stage.advance,
-            )
-            found = [*alike, *exact]
+        alike = by_sound(
+            of_eval(),
+            of_train(),
+            num_eval_windows=num_eval,
+            threshold=settings.augment.copy_threshold,
+            scratch=settings.cache_folder,
+        )
+        found = [*alike, *exact]
     _refuse_unreadable(settings, compared)
     return found
 

@@ -6,7 +6,7 @@ Haitsma and Kalker 2002, "A Highly Robust Audio Fingerprinting System"), which g
 is for most frames; two copies have many equal hashes at one lag, other clips a few. Noise fills one half of the bands
 before the other; it, reverberation and another speed turn the weakest bits first, so a frame is also looked up with
 each of these turned. An encoder may hear two sample rates of one recording as two sounds; this does not depend on it.
-Price: 20 bytes per frame of the clips that are looked for (200 MB for 20,000 clips of 10 s), and some milliseconds per
+Price: 12 bytes per frame of the clips that are looked for (170 MB for 20,000 clips of 10 s), and some milliseconds per
 clip that is compared with so many.
 """
 
@@ -85,27 +85,34 @@ class Similar:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Block:
-    """Frames of some clips by their hash: hash (n,) uint32 ascending, clip (n,) int32, frame (n,) int16."""
+    """Frames of some clips by their hash: clip (n,) int32, frame (n,) int16, in the order of their hashes; start: of
+    each hash the place of its first frame, and n, int32."""
 
-    hash: UInt32
+    start: npt.NDArray[np.int32]
     clip: npt.NDArray[np.int32]
     frame: npt.NDArray[np.int16]
 
     @staticmethod
     def of(hash: UInt32, clip: npt.NDArray[np.int32], frame: npt.NDArray[np.int16]) -> _Block:
         order = np.argsort(hash, kind="stable")
-        return _Block(hash[order], clip[order], frame[order])
+        start = np.zeros((2 << NUM_BITS) + 1, dtype=np.int32)
+        np.cumsum(np.bincount(hash, minlength=2 << NUM_BITS), out=start[1:])
+        return _Block(start, clip[order], frame[order])
 
     def join(self, other: _Block) -> _Block:
         return _Block.of(
-            np.concatenate([self.hash, other.hash]),
+            np.concatenate([self.hashes(), other.hashes()]),
             np.concatenate([self.clip, other.clip]),
             np.concatenate([self.frame, other.frame]),
         )
 
+    def hashes(self) -> UInt32:
+        """(n,) uint32, ascending."""
+        return np.repeat(np.arange(2 << NUM_BITS, dtype=np.uint32), np.diff(self.start))
+
     def equal(self, hash: UInt32, frame: Int64) -> tuple[Int64, Int64, Int64]:
         """(clip, its frame, the asker's frame) of every frame with one of these hashes; frame: the asker's."""
-        low, high = np.searchsorted(self.hash, hash, "left"), np.searchsorted(self.hash, hash, "right")
+        low, high = self.start[hash].astype(np.int64), self.start[hash + np.uint32(1)].astype(np.int64)
         count = np.where(high - low > COMMON, 0, high - low)
         first = np.repeat(low - np.cumsum(count) + count, count) + np.arange(count.sum())
         return self.clip[first].astype(np.int64), self.frame[first].astype(np.int64), np.repeat(frame, count)
@@ -128,7 +135,7 @@ class Fingerprints:
             np.concatenate([np.full(len(hash), number, dtype=np.int32) for number, hash, _ in found]),
             np.concatenate([frame.astype(np.int16) for _, _, frame in found]),
         )
-        while self._blocks and len(self._blocks[-1].hash) <= len(block.hash):
+        while self._blocks and len(self._blocks[-1].clip) <= len(block.clip):
             block = self._blocks.pop().join(block)
         self._blocks.append(block)
 

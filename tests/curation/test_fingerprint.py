@@ -110,7 +110,7 @@ def test_many_clips_keep_fewer_frames(monkeypatch):
     monkeypatch.setattr(fingerprint, "MAX_HASHES", 2_000)
     prints = Fingerprints(10)  # 10,000 hashes are announced: every fifth is kept
     prints.add({i: clip(i) for i in range(9)})
-    kept, made = sum(len(block.hash) for block in prints._blocks), 9 * len(hashes(clip(0))[0])
+    kept, made = sum(len(block.clip) for block in prints._blocks), 9 * len(hashes(clip(0))[0])
     assert made / 7 < kept < made / 4
     assert [one.clip for one in prints.similar(9, clip(4))] == [4]
 
