@@ -27,6 +27,7 @@ from balance.stats import run_stats
 from balance.stats.run_stats import RunStats, SampleRates
 
 PAIRS_SHOWN = 25
+FAILURES_SHOWN = 100
 DISPUTED_SHOWN = 20  # labels, and seeds
 RATES_DIFFER = 0.1  # share of the clips that would have to change their rate, from which the page warns
 
@@ -118,6 +119,7 @@ def render(folder: Path, about: About, prepared: Prepared, k: int, curated: Cura
             share_before=stats.hubs.chosen if len(curated.removals) + len(curated.included) else None,
             times_chance=agreement / chance if agreement is not None and chance else None,
             num_failures=len(prepared.embedded.failures),
+            failures=prepared.embedded.failures[:FAILURES_SHOWN],
             num_listed=sum(len(split.index) for split in prepared.embedded.splits.values()),
             warnings=_warnings(about, summary, stats.rates, [*prepared.warnings, *curated.warnings]),
             notes=curated.notes,

@@ -5,6 +5,7 @@ import html
 import json
 import math
 import re
+import shlex
 import urllib.parse
 import xml.etree.ElementTree
 from collections import Counter
@@ -460,6 +461,24 @@ def test_every_control_has_a_name_and_ids_are_unique(chromium, page):
     assert chromium.evaluate(
         "[...document.querySelectorAll('a[href^=\"#\"]')].every(x => document.querySelector(x.hash))"
     )
+
+
+def test_an_id_of_a_table_leads_to_its_card_or_to_its_why(chromium, page):
+    chromium.open(page.as_uri(), 1280)
+    codes = "[...document.querySelectorAll('tbody code')]"
+    assert chromium.evaluate(f"{codes}.length") > 15
+    assert chromium.evaluate(f"{codes}.every(x => x.closest('a'))")
+    to_cards = "[...document.querySelectorAll('tbody a[href^=\"#card\"]')]"
+    assert chromium.evaluate(f"{to_cards}.length") > 0
+    card_id = "document.querySelector(x.hash).querySelector('code').textContent"
+    assert chromium.evaluate(f"{to_cards}.every(x => {card_id} === x.textContent)")
+    failed = "document.querySelector('[aria-label=\"Table: clips without embedding\"] tbody a')"
+    assert chromium.evaluate(f"{failed}.textContent") == "x"
+    chromium.evaluate(f"{failed}.click()")
+    assert chromium.evaluate("document.activeElement.id") == "why"
+    asked = chromium.evaluate("document.querySelector('#why code').textContent")
+    assert shlex.split(asked) == ["python", "-m", "balance.why", str(page.parent), "x"]
+    assert chromium.messages == []
 
 
 def test_tables_sort_and_search_and_keys_step_through_the_cards(chromium, page):

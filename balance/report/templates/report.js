@@ -1,6 +1,6 @@
 "use strict";
-/* Sorts and searches the tables, leads from an id to its card, and steps through the cards by key. Without it the page
-   reads the same. Users' names are text here, never markup. */
+/* Sorts and searches the tables, leads from an id to its card, or where it has none to the command that says why it is
+   in or out, and steps through the cards by key. Without it the page reads the same. Users' names are text here, never markup. */
 (() => {
 const text = (row, at) => (row.cells[at]?.textContent ?? "").trim();
 const number = (written) => { const value = parseFloat(written.replace(/[,\s]/g, "").replace("−", "-")); return isNaN(value) ? null : value; };
@@ -25,7 +25,7 @@ for (const table of document.querySelectorAll("main table")) {
       sort(body, header.cellIndex, words, up ? 1 : -1);
     });
   }
-  if (body.rows.length <= 15) continue;
+  if (body.rows.length < 10) continue;
   const region = table.closest(".scroll"), box = document.createElement("input");
   box.type = "search";
   box.className = "find";
@@ -44,10 +44,19 @@ cards.forEach((card, i) => {
   const id = card.querySelector("code").textContent;
   if (!cardOf.has(id)) cardOf.set(id, card.id);
 });
+const why = document.getElementById("why");
+const shell = (text) => /^[\w@%+=:,./-]+$/.test(text) ? text : "'" + text.replaceAll("'", "'\\''") + "'";
+function ask(id, region) {
+  const folder = location.protocol === "file:" ? decodeURIComponent(location.pathname.replace(/\/[^/]*$/, "")) : "RUN_DIR";
+  why.querySelector("code").textContent = "python -m balance.why " + shell(folder) + " " + shell(id);
+  region.after(why);
+  why.hidden = false;
+  why.focus();
+}
 for (const code of document.querySelectorAll("td code, tbody th code")) {
-  if (!cardOf.has(code.textContent) || code.closest("a")) continue;
-  const link = document.createElement("a");
-  link.href = "#" + cardOf.get(code.textContent);
+  const id = code.textContent, link = document.createElement("a"), region = code.closest(".scroll");
+  link.href = "#" + (cardOf.get(id) ?? "why");
+  if (!cardOf.has(id)) link.addEventListener("click", (event) => { event.preventDefault(); ask(id, region); });
   code.replaceWith(link);
   link.append(code);
 }
