@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -109,6 +110,67 @@ def test_the_page_has_what_the_probes_found(out: Path) -> None:
         for run in runs:
             ids = (out / "runs" / encoder / f"k{run['k']}" / f"ids_k{run['k']}.csv").read_text().splitlines()
             assert run["num_neighbours"] == len(ids) - found["probes"][0]["counts"]["seeds"]
+
+
+def wav(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.zeros(80), 16_000)
+
+
+def esc50(data: Path) -> None:
+    names = [f"{1 + i % 5}-{1000 + i // 2}-{'AB'[i % 2]}-7.wav" for i in range(40)]
+    for name in names:
+        wav(data / "audio" / name)
+    rows = "".join(f"{name},{name[0]},{i % 4},class {i % 4}\n" for i, name in enumerate(names))
+    (data / "meta").mkdir()
+    (data / "meta" / "esc50.csv").write_text(f"filename,fold,target,category\n{rows}")
+
+
+def fsd50k(data: Path) -> None:
+    for folder in ("FSD50K.ground_truth", "FSD50K.metadata"):
+        (data / folder).mkdir(parents=True)
+    for name, first, num in (("dev", 100, 30), ("eval", 900, 10)):
+        ids = [str(first + i) for i in range(num)]
+        for id in ids:
+            wav(data / f"FSD50K.{name}_audio" / f"{id}.wav")
+        rows = "".join(f"{id},Bark,/m/{int(id) % 3}\n" for id in ids)
+        (data / "FSD50K.ground_truth" / f"{name}.csv").write_text(f"fname,labels,mids\n{rows}")
+        info = {id: {"uploader": f"{name} {int(id) // 2}"} for id in ids}
+        (data / "FSD50K.metadata" / f"{name}_clips_info_FSD50K.json").write_text(json.dumps(info))
+
+
+def audioset(data: Path) -> None:
+    number = 0
+    for name, num in (("balanced_train", 4), ("unbalanced_train", 20), ("eval", 6)):
+        ids = [f"{number + i:011d}" for i in range(num)]
+        number += num
+        for id in ids:
+            wav(data / "audio" / f"{id}.wav")
+        (data / f"{name}_segments.csv").write_text("".join(f'{id}, 0.000, 10.000, "/m/a"\n' for id in ids))
+
+
+@pytest.mark.parametrize(
+    ("make", "sizes", "source"),
+    [(esc50, (6, 20, 14), r"s\d+_\d-(\d+)-"), (fsd50k, (6, 24, 10), r"(s\d+)_"), (audioset, (4, 20, 6), "(.+)")],
+    ids=["esc50", "fsd50k", "audioset"],
+)
+def test_layouts_are_read_and_divided(
+    make: Callable[[Path], None], sizes: tuple[int, ...], source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "data")
+    run, out = module("run", monkeypatch), tmp_path / "out"
+    out.mkdir()
+    typed = ["--data", str(tmp_path / "data"), "--layout", make.__name__, "--out", str(out), "--encoder", "demo"]
+    named = dict(key.split("=") for key in run.lists_of(run.parsed([*typed, "--judge", "demo"])))
+    parts = []
+    for key in ("balanced", "unbalanced", "eval"):
+        index = out / named["dataset.root"] / f"src_{named[f'dataset.{key}']}.csv"
+        lines = [json.loads(line) for line in index.read_text().splitlines()]
+        for line in lines:
+            assert (index.parent / line["dir"] / "aclip" / f"{line['id']}.{line['aclip'][0]}").is_file()
+        parts.append([re.match(source, line["id"])[1] for line in lines])  # type: ignore[index]
+    assert tuple(map(len, parts)) == pytest.approx(sizes, abs=2)
+    assert not any(set(one) & set(other) for i, one in enumerate(parts) for other in parts[:i])
 
 
 def test_a_command_that_fails_ends_the_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

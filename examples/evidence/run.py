@@ -26,7 +26,6 @@ import lists
 import results
 
 HERE = Path(__file__).resolve().parent
-RIVALS = "probe.rivals=[hierarchical_kmeans,class_balanced,metaclip,easy_prototypes,hard_prototypes]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +113,7 @@ def main(given: Sequence[str] | None = None) -> None:
         where = [f"hydra.sweep.dir=runs/{encoder.title}", "hydra.sweep.subdir=k${k}"]
         command("run", out, ["-m", f"k={_joined(ks)}", *common, *encoder.overrides("encoder"), *where])
     source = [] if args.layout == "audioset" else [f"probe.source='{lists.SOURCE}'"]
-    probe = [*common, *source, "probe.stratified=true", RIVALS, *for_probe]
+    probe = [*common, *source, "probe.stratified=true", *for_probe]
     for chooser, judge in pairs:
         own = [*probe, *chooser.overrides("encoder"), *judge.overrides("probe.encoder")]
         where = f"{chooser.title}-{judge.title}"
