@@ -190,22 +190,27 @@ def warnings_of(found: Findings, data: ProbeData, table: Table, groups: Sequence
 
 
 def _of_fits(table: Table, groups: Sequence[Group], steps: int) -> list[str]:
-    out = []
+    at_edge: dict[str, list[str]] = {}
+    unfinished = []
     for group in groups:
         first = table.fits[group.fits[0]]
         if first.at_edge:
             end = "largest" if first.penalty == first.path[0, 0] else "smallest"
-            out.append(
-                f"{group.title}: the best λ = {first.penalty:g} is the {end} tried, beyond the grid too: the best may "
-                "lie further; widen probe.penalties"
-            )
+            at_edge.setdefault(f"λ = {first.penalty:g} is the {end} tried", []).append(group.title)
         left = max(table.fits[i].unfinished for i in group.fits)
         if left > logistic.SETTLED:
-            out.append(
+            unfinished.append(
                 f"{group.title}: after {steps} passes the next step would still move a label's scores by {left:.0%} of "
                 "their spread: raise probe.steps"
             )
-    return out
+    return [
+        *(
+            f"{listed(titles, 4)}: the best {what}, beyond the grid too: the best may lie further; widen "
+            "probe.penalties"
+            for what, titles in at_edge.items()
+        ),
+        *unfinished,
+    ]
 
 
 def _of_sources(found: Findings) -> list[str]:

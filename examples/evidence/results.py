@@ -103,7 +103,7 @@ def _head(found: Found) -> Iterator[str]:
     yield ""
     yield (
         f"{found['date']}, commit {str(found['commit'])[:7]}. {counts['seeds']:,} seeds of {counts['seed_sources']:,} "
-        f"sources, {counts['pool']:,} clips in the pool, {counts['evaluation']:,} evaluation clips, "
+        f"source{'s' * (counts['seed_sources'] != 1)}, {counts['pool']:,} clips in the pool, {counts['evaluation']:,} evaluation clips, "
         f"{counts['labels']:,} labels. Encoders: {encoders}."
     )
     yield ""

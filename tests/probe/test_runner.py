@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from balance.errors import UserError
-from balance.probe import conclusions, page, runner, training_sets
+from balance.probe import conclusions, page, runner, sentences, training_sets
 from balance.probe.config import Judge, ProbeConfig, Reading, Rival
 from balance.probe.data import ProbeData, Side, implied_labels
 from balance.probe.estimates import groups_of
@@ -339,6 +340,16 @@ def test_seeds_of_one_source_are_held_out_one_by_one(tmp_path):
     np.testing.assert_array_equal(of_together.heldout, of_alone.heldout)
     found = conclusions.find(together, together.run())
     assert any("all seeds are of one source" in warning for warning in found.warnings)
+
+
+def test_a_penalty_at_the_edge_is_said_once_for_all_arms_that_share_it():
+    edge = SimpleNamespace(at_edge=True, penalty=100.0, path=np.array([[100.0, 0.6], [10.0, 0.5]]), unfinished=0.0)
+    inside = SimpleNamespace(at_edge=False, unfinished=0.5)
+    groups = [SimpleNamespace(title=f"arm {i}", fits=(i,)) for i in range(7)]
+    said = sentences._of_fits(SimpleNamespace(fits=[edge] * 6 + [inside]), groups, 600)
+    assert len(said) == 2
+    assert said[0].startswith("arm 0, arm 1, arm 2, arm 3 and 2 more: the best λ = 100 is the largest tried")
+    assert said[1].startswith("arm 6: after 600 passes")
 
 
 def test_weighted_pool_has_the_published_weights(tmp_path):
