@@ -98,13 +98,18 @@ def page(found: Found) -> str:
 
 
 def _head(found: Found) -> Iterator[str]:
-    counts, encoders = found["probes"][0]["counts"], ", ".join(found["runs"])
+    counts = found["probes"][0]["counts"]
+    sizes = {
+        f"seeds of {counts['seed_sources']:,} source{'s' * (counts['seed_sources'] != 1)}": counts["seeds"],
+        "clips in the pool": counts["pool"],
+        "evaluation clips": counts["evaluation"],
+        "labels": counts["labels"],
+    }
     yield f"# {found['name']}"
     yield ""
     yield (
-        f"{found['date']}, commit {str(found['commit'])[:7]}. {counts['seeds']:,} seeds of {counts['seed_sources']:,} "
-        f"source{'s' * (counts['seed_sources'] != 1)}, {counts['pool']:,} clips in the pool, {counts['evaluation']:,} evaluation clips, "
-        f"{counts['labels']:,} labels. Encoders: {encoders}."
+        f"{found['date']}, commit {str(found['commit'])[:7]}. "
+        f"{', '.join(f'{size:,} {what}' for what, size in sizes.items())}. Encoders: {', '.join(found['runs'])}."
     )
     yield ""
 
