@@ -182,7 +182,7 @@ def _why(
     removed: list[tuple[str | None, float | None]],
 ) -> list[str]:
     """The sentence of each clip."""
-    similarity = shortest(choices.similarity)
+    similarity, beside = shortest(choices.similarity), explain.beside(run)
     columns = (ids.to_pylist(), role.tolist(), rule.to_pylist(), choices.seed_id.to_pylist())
     said = []
     for i, (clip_id, its_role, its_rule, seed_id) in enumerate(zip(*columns, strict=True)):
@@ -191,7 +191,8 @@ def _why(
         elif its_role == NEIGHBOUR and not choices.num_seeds[i]:
             said.append(explain.of_included(clip_id))
         elif its_role == NEIGHBOUR:
-            said.append(explain.of_neighbour(clip_id, choices.num_seeds[i], choices.rank[i], seed_id, similarity[i]))
+            best = (choices.num_seeds[i], choices.rank[i], seed_id, similarity[i])
+            said.append(explain.of_neighbour(clip_id, *best) + beside)
         elif its_role == DROPPED:
             said.append(explain.of_dropped(clip_id, Rule[its_rule], *removed[i]))
         else:

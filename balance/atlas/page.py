@@ -28,6 +28,7 @@ from balance.records import Bool, Float32, Int64
 from balance.report import html, spectrogram
 from balance.report.listening import Links
 from balance.report.sound import Sound, decode, mp3
+from balance.results import explain
 from balance.results.read_run import Run
 from balance.runtime import files
 
@@ -65,6 +66,7 @@ def write(
         "dataset": run.facts.source.name,
         "k": run.k,
         "method": projected.method,
+        "beside": explain.beside(run),
         "roles": list(ROLES),
         "rules": [{"name": rule.name, "title": rule.title} for rule in Rule],
         "bases": list(links.bases),

@@ -2,8 +2,8 @@
 
 In: what the run found. Out: log lines: a table of figures, warnings, where the files are and what to type next. Two
 figures stand beside each other only where both are of the search's result: what curation left follows as a number of
-its own. Agreement falls with K, so it is said at 10, where runs of different K compare, and at the run's own K, as
-summary.json and the page have it. A sweep has a line per K; the rest is in each run's log file.
+its own. Agreement falls with K, so it is said at the run's own K, as summary.json and the page have it, and at
+10, where runs of different K compare. A sweep has a line per K; the rest is in each run's log file.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def _figures(prepared: Prepared, summary: Summary, curated: Curated) -> Iterator
     if is_thinned:
         yield "after curation", f"{summary.num_neighbours:,}", "", f"{summary.pool_share:.1%} of the pool"
     at = min(_AGREEMENT_K, prepared.neighbours.k)
-    for k in dict.fromkeys((at, summary.k)):
+    for k in dict.fromkeys((summary.k, at)):
         yield from _agreement(prepared, k, before)
     yield "similarity at rank 1", f"{summary.similarity_first:.4f}", f"{summary.similarity_random.mean:.4f}", ""
     yield (

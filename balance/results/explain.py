@@ -82,17 +82,17 @@ def _chosen(run: Run, clip_id: str) -> list[str]:
             lines += [of_seed(clip_id), *_cluster(run, clip_id)]
         elif row["num_seeds"] != "0":  # else it was included by hand, as decisions.parquet says
             best = (row[name] for name in ("num_seeds", "best_rank", "best_seed_id", "best_similarity"))
-            lines.append(of_neighbour(clip_id, *best) + _beside(run))
+            lines.append(of_neighbour(clip_id, *best) + beside(run))
     return lines
 
 
 def _cluster(run: Run, seed_id: str) -> list[str]:
     mine = _rows(run.neighbours, "seed_id", seed_id)
     shown = [f"{row['neighbour_id']} ({row['similarity']:.4f})" for row in mine]
-    return [f"  its neighbours: {listed(shown)}{_beside(run)}"]
+    return [f"  its neighbours: {listed(shown)}{beside(run)}"]
 
 
-def _beside(run: Run) -> str:
+def beside(run: Run) -> str:
     """What random pairs have, said after a similarity; nothing for a run that did not measure it."""
     found = run.summary.get("similarity_random")
     if not isinstance(found, dict):

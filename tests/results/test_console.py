@@ -78,7 +78,7 @@ def test_a_budget_is_not_set_beside_uniform_picks(said, tmp_path):
     assert not [x for x in whole if "curation" in x]
 
 
-@pytest.mark.parametrize(("k", "said_at"), [(6, (10, 6)), (10, (10,)), (25, (10, 25))])
+@pytest.mark.parametrize(("k", "said_at"), [(6, (6, 10)), (10, (10,)), (25, (25, 10))])
 def test_agreement_says_its_k(said, tmp_path, k, said_at):
     lines = said(tmp_path / "run", k)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

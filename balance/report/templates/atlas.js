@@ -237,7 +237,7 @@ function pick(i, play = true) {
   const parts = [line(data.id[i], "name"), line(labelsOf(i) || "no labels"), line(data.why[i])];
   const facts = [data.roles[role[i]]];
   if (rate[i] >= 0) facts.push(data.rates[rate[i]].toLocaleString("en") + " Hz");
-  if (data.similarity[i] !== null) facts.push("best similarity " + data.similarity[i] + (best[i] >= 0 ? " with " + data.id[best[i]] : ""));
+  if (data.similarity[i] !== null) facts.push("best similarity " + data.similarity[i] + (best[i] >= 0 ? " with " + data.id[best[i]] : "") + (role[i] === DROPPED ? data.beside : ""));
   parts.push(line(facts.join(" · "), "quiet"));
   if (pictureOf.has(i)) parts.push(picture(i));
   else if (data.pictured.length) parts.push(line("No spectrogram: the page holds those of " + data.pictured.length.toLocaleString("en") + " clips (atlas.spectrograms).", "quiet"));
