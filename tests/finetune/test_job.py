@@ -11,6 +11,7 @@ import scipy.signal
 import soundfile
 import torch
 
+from balance import config
 from balance.audio.fbank import FrontEnd, LogMel
 from balance.data.config import ColumnsConfig, Format, MediaSource
 from balance.data.vipant_index import read_index
@@ -121,6 +122,12 @@ def test_the_command_writes_its_table_and_goes_on(world, tmp_path):
     last = max((tmp_path / "outputs" / "finetunes").glob("*/*"), key=lambda path: path.stat().st_mtime_ns)
     for name in ("finetune.json", "finetune.csv", "finetune.html"):
         assert (last / name).read_bytes() == (folders[0] / name).read_bytes()
+
+
+def test_a_second_encoder_is_a_key_as_of_the_probe():
+    typed = ["probe.encoder=plugin", "probe.encoder.target=my_encoders:beats", "finetune.k=[2]"]
+    settings, _ = config.compose("finetune", typed)
+    assert settings.probe.encoder.target == "my_encoders:beats"
 
 
 @pytest.mark.parametrize(
