@@ -130,9 +130,9 @@ def embed_with(engine: Engine, task: EmbedTask, report: Report) -> None:
         ) from None
     except DeadlyTask as deadly:
         part = task.plan.part(deadly.number)
+        first, last = part.paths[0].as_py(), part.paths[-1].as_py()
         raise UserError(
-            f"part {part.name} ({len(part)} clips, {part.paths[0]} to {part.paths[-1]}) killed its worker "
-            f"{deadly.deaths} times. Finished parts are kept: take out the clip that does it, or give workers more "
+            f"part {part.name} ({len(part)} clips, {first} to {last}) killed its worker {deadly.deaths} times. Finished parts are kept: take out the clip that does it, or give workers more "
             "memory"
         ) from None
     finally:

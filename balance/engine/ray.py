@@ -14,6 +14,7 @@ import atexit
 import contextlib
 import logging
 import os
+import pickle
 import platform
 import queue
 import signal
@@ -51,6 +52,7 @@ _LOOK_EVERY_S = 3.0
 _HEAD_LIMIT_S = 20.0  # without an answer from the cluster's head
 _VAIN_STARTS = 3  # of workers that die with nothing in hand, after which their node gets none
 _OBJECT_STORE_BYTES = 100 << 20  # Ray's least is 75 MiB
+_PIECE_BYTES = 80_000  # Ray sends objects of up to 100 kB with a call
 
 _HEAD_LOST = (
     f"the head of the Ray cluster has not answered for {_HEAD_LIMIT_S:.0f} s: it is lost. What is finished is kept: "
@@ -103,16 +105,14 @@ class _Worker:
             time.sleep(0.2)
         return _versions(), missing
 
-    def step(
-        self, begin: tuple[Work, Any] | None, given: Sequence[tuple[int, Any]], is_all: bool, wait_s: float
-    ) -> list[tuple[str, Any]]:
-        """Take these tasks (begin: of this work and setup; is_all: there are no others). Returns what happened since
-        the last call, as soon as a task is done or the work is over, at the latest after `wait_s`."""
+    def step(self, begin: tuple[Work, Any] | None, is_all: bool, wait_s: float, *given: bytes) -> list[tuple[str, Any]]:
+        """Take these tasks (`_in_pieces`; begin: of this work and setup; is_all: there are no others). Returns what
+        happened since the last call, as soon as a task is done or the work is over, at the latest after `wait_s`."""
         if begin is not None:
             self._tasks = _HandedOut(self._tell)
             self._news.clear()
             threading.Thread(target=self._do, args=(*begin, self._tasks), daemon=True, name="work").start()
-        for task in given:
+        for task in pickle.loads(b"".join(given)):
             self._tasks.put(task)
         if is_all:
             self._tasks.put(None)
@@ -150,6 +150,13 @@ class _Told(logging.Handler):
 
 def _versions() -> dict[str, str]:
     return {"balance": __version__, "Python": platform.python_version(), "Ray": ray.__version__}
+
+
+def _in_pieces(given: Sequence[tuple[int, Any]]) -> list[bytes]:
+    """Tasks, pickled, in pieces that Ray sends with the call: what is larger takes the way through its object store,
+    which takes three times as long."""
+    packed = pickle.dumps(given, pickle.HIGHEST_PROTOCOL)
+    return [packed[first : first + _PIECE_BYTES] for first in range(0, len(packed), _PIECE_BYTES)]
 
 
 # -- the driver's end ----------------------------------------------------------------------------------------------
@@ -378,8 +385,11 @@ class Cluster:
         return made
 
     def _make_worker(self, node: dict[str, Any], cpus: float) -> _Actor:
+        feeders = int(self._gpus > 0 and not isinstance(self._config.cpus, int))  # a core for who feeds the GPU
         place = Place(
-            device="cuda:0" if self._gpus else "cpu", num_cores=max(1, int(cpus)), num_threads=max(1, int(cpus))
+            device="cuda:0" if self._gpus else "cpu",
+            num_cores=max(1, int(cpus) - feeders),
+            num_threads=max(1, int(cpus)),
         )
         options = {
             "num_cpus": cpus,
@@ -407,7 +417,7 @@ class Cluster:
         is_all: bool = False,
     ) -> None:
         wait_s = _END_LIMIT_S if is_all else max(_NEWS_EVERY_S, len(self._actors) / 100)
-        self._call(actor, "news", lambda: actor.handle.step.remote(begin, given, is_all, wait_s))
+        self._call(actor, "news", lambda: actor.handle.step.remote(begin, is_all, wait_s, *_in_pieces(given)))
 
     def _call(self, actor: _Actor, kind: str, method: Callable[[], Any]) -> None:
         actor.is_busy = True
