@@ -132,8 +132,8 @@ def embed_with(engine: Engine, task: EmbedTask, report: Report) -> None:
         part = task.plan.part(deadly.number)
         first, last = part.paths[0].as_py(), part.paths[-1].as_py()
         raise UserError(
-            f"part {part.name} ({len(part)} clips, {first} to {last}) killed its worker {deadly.deaths} times. Finished parts are kept: take out the clip that does it, or give workers more "
-            "memory"
+            f"part {part.name} ({len(part)} clips, {first} to {last}) killed its worker {deadly.deaths} times. "
+            "Finished parts are kept: take out the clip that does it, or give workers more memory"
         ) from None
     finally:
         store_files.remove_leftovers(task.directory)  # a killed process's; parts are atomic, its locks stale at once
