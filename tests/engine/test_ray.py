@@ -12,14 +12,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
+import torch
 from ray.cluster_utils import Cluster as Raylets
 
 from balance.engine.config import ExecutorConfig
 from balance.engine.ray import Cluster
 from balance.engine.seam import DeadlyTask, Visible
 from balance.errors import UserError
+from balance.search import ranges
+from balance.search.config import Backend, SearchConfig
+from balance.search.top_k import ArrayVectors, search
 from tests.engine.cluster_work import Setup, note
 from tests.paths import REPOSITORY
 
@@ -28,7 +33,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
 STORE_BYTES = 80 << 20  # Ray's least is 75 MiB
-BULK = bytes(300_000)  # a task of this size passes through Ray's object store
+BULK = bytes(300_000)  # a task of this size is sent in pieces
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +121,35 @@ def test_signal_handlers_are_ours_again(raylets: Raylets, nodes: list[Any]) -> N
             assert signal.getsignal(signal.SIGTERM) is ours
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_node_that_is_lost_in_a_search_changes_no_byte(
+    raylets: Raylets,
+    nodes: list[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(ranges, "SLICE_ROWS", 70)
+    monkeypatch.setattr(ranges, "RANGE_SEEDS", 11)
+    config = SearchConfig(backend=Backend.torch)
+    rows = np.random.default_rng(5).standard_normal((4032, 24)).astype(np.float32)
+    seeds, pool = ArrayVectors(rows[:32]), ArrayVectors(rows[32:])
+    wanted = search(rows[:32], pool, 20, config, device=torch.device("cpu"))
+    lost = raylets.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
+    folder, shares = tmp_path / "search", []
+    with connect(raylets) as cluster:
+
+        def progress(done: int, total: int) -> None:
+            if not shares and done > total / 20:
+                shares.append(done / total)
+                raylets.remove_node(lost, allow_graceful=False)
+
+        found = ranges.search_ranges(cluster, seeds, pool, 20, config, folder=folder, progress=progress)
+    assert shares[0] < 0.9
+    assert "a worker on " in caplog.text
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.tobytes() == theirs.tobytes()
 
 
 def test_a_killed_worker_and_a_lost_node_cost_nothing(
