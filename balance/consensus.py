@@ -16,13 +16,15 @@ import pyarrow as pa
 import torch
 
 from balance.embed.store import Store
+from balance.engine.seam import Engine
 from balance.errors import UserError
 from balance.records import Int32, Int64, Neighbours, SomeVectors, Split
 from balance.runtime.remote import AnyPath, RemotePath, place
 from balance.runtime.wording import listed
 from balance.search import consensus
 from balance.search.config import SearchConfig
-from balance.search.top_k import cached_search, load
+from balance.search.ranges import kept_search
+from balance.search.top_k import load
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,12 +72,16 @@ def agree(
     *,
     cache: AnyPath,
     device: torch.device,
+    engine: Engine | None,
 ) -> tuple[Neighbours, Agreement]:
     """own: the run's own neighbours at K; eligible_positions: places in `pool.embedded`. Raises UserError."""
     eligible = pool.embedded[eligible_positions]
     place = np.full(len(pool.index), -1, dtype=np.int32)
     place[eligible] = np.arange(len(eligible), dtype=np.int32)
-    others = [_top(folder, own.k, seeds, pool, eligible, config, cache=cache, device=device) for folder in stores]
+    others = [
+        _top(folder, own.k, seeds, pool, eligible, config, cache=cache, device=device, engine=engine)
+        for folder in stores
+    ]
     candidates = SomeVectors(pool.vectors, eligible_positions)
     found = consensus.find(place[own.pool_rows], own.similarities, others, load(seeds.vectors), candidates)
     neighbours = Neighbours(own.seed_rows, eligible.astype(np.int32)[found.positions], found.similarities)
@@ -107,6 +113,7 @@ def _top(
     *,
     cache: AnyPath,
     device: torch.device,
+    engine: Engine | None,
 ) -> Int32:
     """(S, k) places in `eligible` of each seed's neighbours in this store, −1 for seeds that it does not have."""
     store = Store(folder)
@@ -117,14 +124,15 @@ def _top(
         raise UserError(f"search.also: the store {folder.name} has none of these clips' paths; is it of other data?")
     size = min(k, len(has_pool))
     used = np.concatenate([seed_rows[has_seed], pool_rows[has_pool]])
-    positions, _ = cached_search(
+    positions, _ = kept_search(
         cache,
         _key(folder, store, used, has_seed, has_pool),
-        load(store.vectors(seed_rows[has_seed])),
+        store.vectors(seed_rows[has_seed]),
         store.vectors(pool_rows[has_pool]),
         size,
         config,
         device=device,
+        engine=engine,
     )
     out = np.full((len(seed_rows), k), -1, dtype=np.int32)
     out[has_seed, :size] = has_pool.astype(np.int32)[positions[:, :size]]

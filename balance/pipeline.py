@@ -52,8 +52,7 @@ from balance.results.train_root import write_train_root
 from balance.runtime import files
 from balance.runtime.remote import AnyPath, place
 from balance.runtime.terminal import Stage
-from balance.search.ranges import search_ranges
-from balance.search.top_k import Result, kept_or_found, load, search
+from balance.search.ranges import kept_search
 
 if TYPE_CHECKING:
     from balance.engine.ray import Cluster
@@ -176,7 +175,8 @@ def prepare(settings: Settings, kept: Kept) -> Prepared:
             eligible_positions,
             settings.search,
             cache=settings.cache,
-            device=own_device(embedded.device),
+            device=torch.device(embedded.device),
+            engine=kept.engine(settings),
         )
     times_s["search_s"] = time.monotonic() - started
     return Prepared(
@@ -376,32 +376,16 @@ def _search(settings: Settings, embedded: Embedded, eligible_positions: Int64, e
         def progress(done: int, _: int) -> None:
             stage.at(done)
 
-        candidates = SomeVectors(pool.vectors, eligible_positions)
-
-        def find(k: int, scratch: AnyPath | None) -> Result:
-            if engine is None:
-                return search(
-                    load(seeds.vectors),
-                    candidates,
-                    k,
-                    settings.search,
-                    device=torch.device(embedded.device),
-                    scratch=scratch if isinstance(scratch, Path) else None,
-                    progress=progress,
-                )
-            if scratch is None:
-                raise UserError(f"executor=ray: the cache {settings.cache} cannot be written: type cache_dir=…")
-            return search_ranges(
-                engine, seeds.vectors, candidates, k, settings.search, folder=scratch, progress=progress
-            )
-
-        positions, similarities = kept_or_found(
+        positions, similarities = kept_search(
             settings.cache,
             _neighbours_key(embedded, eligible),
-            (len(seeds.embedded), len(eligible)),
+            seeds.vectors,
+            SomeVectors(pool.vectors, eligible_positions),
             settings.k,
             settings.search,
-            find,
+            device=torch.device(embedded.device),
+            engine=engine,
+            progress=progress,
         )
     return Neighbours(seeds.embedded, eligible.astype(np.int32)[positions], similarities)
 

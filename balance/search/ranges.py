@@ -29,7 +29,7 @@ from balance.runtime import files
 from balance.runtime.remote import AnyPath
 from balance.search import rescore, streaming
 from balance.search.config import SearchConfig
-from balance.search.top_k import Result, load, refuse_shapes, search
+from balance.search.top_k import Result, kept_or_found, load, refuse_shapes, search
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +130,31 @@ def search_ranges(
             keys = _read_keys(Span((a, b), (0, pool.shape[0])).file(folder, k))
             positions[a:b], similarities[a:b] = rescore.from_keys(torch.from_numpy(keys))
     return positions, similarities
+
+
+def kept_search(
+    cache: AnyPath,
+    key: str,
+    seeds: Vectors,
+    pool: Vectors,
+    k: int,
+    config: SearchConfig,
+    *,
+    device: torch.device,
+    engine: Engine | None = None,
+    progress: streaming.Progress | None = None,
+) -> Result:
+    """The exact top k, kept in the cache as `kept_or_found` says: by an engine's workers, without one on `device`."""
+
+    def find(k: int, scratch: AnyPath | None) -> Result:
+        if engine is None:
+            where = scratch if isinstance(scratch, Path) else None
+            return search(load(seeds), pool, k, config, device=device, scratch=where, progress=progress)
+        if scratch is None:
+            raise UserError(f"executor=ray: the cache {cache} cannot be written: type cache_dir=…")
+        return search_ranges(engine, seeds, pool, k, config, folder=scratch, progress=progress)
+
+    return kept_or_found(cache, key, (seeds.shape[0], pool.shape[0]), k, config, find)
 
 
 class _Levels:

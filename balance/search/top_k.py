@@ -121,26 +121,6 @@ def search(
     return positions, similarities
 
 
-def cached_search(
-    cache_dir: AnyPath,
-    key: str,
-    seeds: Float32,
-    pool: Vectors,
-    k: int,
-    config: SearchConfig,
-    *,
-    device: torch.device,
-    progress: streaming.Progress | None = None,
-) -> Result:
-    """`search`, kept (`kept_or_found`)."""
-
-    def find(k: int, scratch: AnyPath | None) -> Result:
-        resumable = scratch if isinstance(scratch, Path) else None
-        return search(seeds, pool, k, config, device=device, scratch=resumable, progress=progress)
-
-    return kept_or_found(cache_dir, key, (len(seeds), pool.shape[0]), k, config, find)
-
-
 def kept_or_found(
     cache_dir: AnyPath, key: str, shape: tuple[int, int], k: int, config: SearchConfig, find: Find
 ) -> Result:

@@ -28,7 +28,8 @@ from balance.runtime.threads import Workspace
 from balance.search import candidates, rescore, running, sizes, streaming, top_k
 from balance.search.config import Backend, SearchConfig
 from balance.search.cosine_bound import CosineBound
-from balance.search.top_k import ArrayVectors, cached_search, search
+from balance.search.ranges import kept_search
+from balance.search.top_k import ArrayVectors, search
 from tests.paths import REPOSITORY
 from tests.search_reference import crowded, midpoints, reference
 
@@ -294,22 +295,22 @@ def test_cache_slices_and_grows(tmp_path: Path) -> None:
     vectors = crowded(320, 12, 0.8, seed=14)
     seeds, pool = vectors[:20], Counted(vectors[20:])
     config = SearchConfig(k_cache=40)
-    first = cached_search(tmp_path, "key", seeds, pool, 10, config, device=CPU)
+    first = kept_search(tmp_path, "key", ArrayVectors(seeds), pool, 10, config, device=CPU)
     assert first[0].shape == (20, 40)
     assert (tmp_path / "neighbours" / "key.npz").exists()
     pool.reads.clear()
-    again = cached_search(tmp_path, "key", seeds, pool, 25, config, device=CPU)
+    again = kept_search(tmp_path, "key", ArrayVectors(seeds), pool, 25, config, device=CPU)
     assert pool.reads == []
     np.testing.assert_array_equal(again[0], first[0])
-    larger = cached_search(tmp_path, "key", seeds, pool, 60, config, device=CPU)
+    larger = kept_search(tmp_path, "key", ArrayVectors(seeds), pool, 60, config, device=CPU)
     assert pool.reads
     assert larger[0].shape == (20, 60)
     np.testing.assert_array_equal(larger[0], reference(seeds, vectors[20:], 60)[0])
     pool.reads.clear()
-    slice_ = cached_search(tmp_path, "key", seeds, pool, 10, config, device=CPU)
+    slice_ = kept_search(tmp_path, "key", ArrayVectors(seeds), pool, 10, config, device=CPU)
     assert pool.reads == []
     np.testing.assert_array_equal(slice_[1], first[1])
-    other = cached_search(tmp_path, "other", seeds, pool, 300, config, device=CPU)
+    other = kept_search(tmp_path, "other", ArrayVectors(seeds), pool, 300, config, device=CPU)
     assert pool.reads
     assert other[0].shape == (20, 300)
     assert sorted(path.name for path in (tmp_path / "neighbours").iterdir()) == ["key.npz", "other.npz"]
@@ -321,7 +322,9 @@ def test_a_result_with_any_flipped_bit_is_computed_anew(tmp_path: Path, caplog: 
     seeds, pool = vectors[:2], ArrayVectors(vectors[2:])
 
     def cached() -> top_k.Result:
-        return cached_search(tmp_path, "key", seeds, pool, 3, SearchConfig(backend=Backend.torch), device=CPU)
+        return kept_search(
+            tmp_path, "key", ArrayVectors(seeds), pool, 3, SearchConfig(backend=Backend.torch), device=CPU
+        )
 
     wanted = cached()
     path = tmp_path / "neighbours" / "key.npz"
@@ -347,7 +350,9 @@ def test_a_result_of_other_shapes_is_computed_anew(tmp_path: Path) -> None:
     for positions, similarities in ((wanted[0], wanted[1][:, :9]), (wanted[0][:19], wanted[1][:19])):
         files.write_npz(path, {"positions": positions, "similarities": similarities})
         config = SearchConfig(backend=Backend.torch, k_cache=10)
-        found = cached_search(tmp_path, "key", vectors[:20], ArrayVectors(vectors[20:]), 10, config, device=CPU)
+        found = kept_search(
+            tmp_path, "key", ArrayVectors(vectors[:20]), ArrayVectors(vectors[20:]), 10, config, device=CPU
+        )
         np.testing.assert_array_equal(found[0], wanted[0])
         np.testing.assert_array_equal(found[1], wanted[1])
 
@@ -355,7 +360,7 @@ def test_a_result_of_other_shapes_is_computed_anew(tmp_path: Path) -> None:
 def test_a_damaged_cache_is_computed_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     vectors = crowded(120, 12, 0.8, seed=15)
     seeds, pool = vectors[:20], Counted(vectors[20:])
-    wanted = cached_search(tmp_path, "key", seeds, pool, 10, SearchConfig(), device=CPU)
+    wanted = kept_search(tmp_path, "key", ArrayVectors(seeds), pool, 10, SearchConfig(), device=CPU)
     path = tmp_path / "neighbours" / "key.npz"
     whole = path.read_bytes()
     other = bytearray(whole)
@@ -363,14 +368,14 @@ def test_a_damaged_cache_is_computed_anew(tmp_path: Path, caplog: pytest.LogCapt
     for damaged in (whole[:-200], b"", bytes(other)):
         caplog.clear()
         path.write_bytes(damaged)
-        again = cached_search(tmp_path, "key", seeds, pool, 10, SearchConfig(), device=CPU)
+        again = kept_search(tmp_path, "key", ArrayVectors(seeds), pool, 10, SearchConfig(), device=CPU)
         np.testing.assert_array_equal(again[0], wanted[0])
         assert "computed anew" in caplog.text
         assert path.read_bytes() == whole
     (path.parent / "tmp-key-0.npz").write_bytes(whole[:100])  # of a writer that was killed
     np.savez(path, positions=wanted[0])
     np.testing.assert_array_equal(
-        cached_search(tmp_path, "key", seeds, pool, 10, SearchConfig(), device=CPU)[0], wanted[0]
+        kept_search(tmp_path, "key", ArrayVectors(seeds), pool, 10, SearchConfig(), device=CPU)[0], wanted[0]
     )
     assert [path.name for path in path.parent.iterdir()] == ["key.npz"]
 
@@ -378,7 +383,9 @@ def test_a_damaged_cache_is_computed_anew(tmp_path: Path, caplog: pytest.LogCapt
 def test_a_cache_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     vectors = crowded(120, 12, 0.8, seed=16)
     (tmp_path / "neighbours").write_text("a file where the folder should be")
-    found = cached_search(tmp_path, "key", vectors[:20], ArrayVectors(vectors[20:]), 10, SearchConfig(), device=CPU)
+    found = kept_search(
+        tmp_path, "key", ArrayVectors(vectors[:20]), ArrayVectors(vectors[20:]), 10, SearchConfig(), device=CPU
+    )
     np.testing.assert_array_equal(found[0][:, :10], reference(vectors[:20], vectors[20:], 10)[0])
     assert "kept for this run alone" in caplog.text
 
@@ -387,7 +394,7 @@ SLOW_SEARCH = """
 import json, logging, sys, time
 from pathlib import Path
 import numpy as np, torch
-from balance.search import streaming, top_k
+from balance.search import ranges, streaming, top_k
 from balance.search.config import Backend, SearchConfig
 from balance.search.cosine_bound import CosineBound
 
@@ -404,10 +411,11 @@ streaming.GROUP_ROWS, streaming.SAVE_AFTER_S, top_k.WAIT_S = 100, 0, 0.05
 folder = Path(sys.argv[1])
 vectors = np.load(folder / "vectors.npy")
 config = SearchConfig(backend=Backend.torch, k_cache=30)
-original = top_k.search
-top_k.search = lambda *args, **options: original(*args, **options, block_rows=50)
-found = top_k.cached_search(
-    folder / "cache", "key", vectors[:20], Slow(vectors[20:]), 10, config, device=torch.device("cpu")
+original = ranges.search
+ranges.search = lambda *args, **options: original(*args, **options, block_rows=50)
+seeds = top_k.ArrayVectors(vectors[:20])
+found = ranges.kept_search(
+    folder / "cache", "key", seeds, Slow(vectors[20:]), 10, config, device=torch.device("cpu")
 )
 np.save(folder / f"{sys.argv[3]}.npy", found[0])
 print(json.dumps({"reads": Slow.reads}))

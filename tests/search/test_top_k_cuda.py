@@ -23,8 +23,9 @@ from balance.runtime.threads import Workspace
 from balance.search import candidates, sizes, streaming
 from balance.search.config import Backend, SearchConfig
 from balance.search.cosine_bound import CosineBound
+from balance.search.ranges import kept_search
 from balance.search.sizes import ROWS_MULTIPLE, Sizes, usual_sizes
-from balance.search.top_k import ArrayVectors, cached_search, search
+from balance.search.top_k import ArrayVectors, search
 from tests.search_reference import crowded, midpoints, reference
 from tests.simulated_cuda import cuda, simulated, tensor_core
 
@@ -348,7 +349,7 @@ def test_a_search_goes_on_where_it_was_interrupted(
             return super().read(start, stop)
 
     with pytest.raises(OSError, match="unplugged"):
-        cached_search(tmp_path, "key", vectors[:20], Breaks(vectors[20:]), 30, TORCH, device=cuda)
-    found = cached_search(tmp_path, "key", vectors[:20], ArrayVectors(vectors[20:]), 30, TORCH, device=cuda)
+        kept_search(tmp_path, "key", ArrayVectors(vectors[:20]), Breaks(vectors[20:]), 30, TORCH, device=cuda)
+    found = kept_search(tmp_path, "key", ArrayVectors(vectors[:20]), ArrayVectors(vectors[20:]), 30, TORCH, device=cuda)
     assert "goes on at clip" in caplog.text
     np.testing.assert_array_equal(found[0][:, :30], reference(vectors[:20], vectors[20:], 30)[0])
