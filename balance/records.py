@@ -115,9 +115,10 @@ class Index:
     """One split's clips as columns, in the order of the file.
 
     file: where it came from, for messages; ids, paths: Arrow string arrays (n,), `path` relative to the media root
-    and the embedding store's key; lines: Arrow large_binary (n,), VIP-ANT records without their line end (`None` in
-    other formats); entries: likewise the original records of another format that has any; offsets, sizes: (n,) int64
-    place of a clip's bytes in its container (webdataset only, else `None`); audio_key: `aclip` or `clip` of a VIP-ANT
+    and the embedding store's key (large_string in a VIP-ANT index: over 50 M paths exceed the 2 GiB of a string array);
+    lines: Arrow large_binary (n,), VIP-ANT records without their line end (`None` in other formats); entries: likewise
+    the original records of another format that has any; offsets, sizes: (n,) int64 place of a clip's bytes in its
+    container (webdataset only, else `None`); audio_key: `aclip` or `clip` of a VIP-ANT
     index.
     """
 
@@ -313,6 +314,11 @@ class RandomSimilarity:
 
     def __str__(self) -> str:
         return f"{self.mean:.4f} ± {self.std:.4f}"
+
+
+def join_strings(arrays: Iterable[Strings]) -> Strings:
+    """Arrow string arrays one after another, as one large_string array: one of 32-bit offsets ends at 2 GiB of text."""
+    return pa.concat_arrays([pa.array([], pa.large_string()), *(some.cast(pa.large_string()) for some in arrays)])
 
 
 def duplicate_ids(ids: Strings) -> list[str]:

@@ -117,10 +117,16 @@ class Sounds:
         """Where the row of each clip lies, (n,) int64; −1 where its file, as it is now, was not heard. with_failed:
         whether one that could not be decoded counts as heard."""
         asked = pa.table(
-            {"path": index.paths, "size_bytes": stamps[:, 0], "time_ns": stamps[:, 1], "at": np.arange(len(index))}
+            {
+                "path": index.paths.cast(pa.large_string()),
+                "size_bytes": stamps[:, 0],
+                "time_ns": stamps[:, 1],
+                "at": np.arange(len(index)),
+            }
         )
         found = np.full(len(index), -1, dtype=np.int64)
-        both = asked.join(self._keys, ["path", "size_bytes", "time_ns"], join_type="inner")
+        keys = self._keys.set_column(0, "path", self._keys["path"].cast(pa.large_string()))
+        both = asked.join(keys, ["path", "size_bytes", "time_ns"], join_type="inner")
         failed = pc.not_equal(both["reason"], "")
         for some in ([failed] if with_failed else []) + [pc.invert(failed)]:  # a clip decoded later counts as decoded
             chosen = both.filter(some)

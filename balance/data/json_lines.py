@@ -107,7 +107,7 @@ def _parse_fast(block: Bytes, schema: pa.Schema) -> pa.Table | None:
         table.validate(full=True)
     except (pa.ArrowInvalid, UnicodeDecodeError):
         return None
-    lists = (table.column(field.name) for field in schema if field.type != pa.string())
+    lists = (table.column(field.name) for field in schema if pa.types.is_list(field.type))
     return None if any(pc.list_flatten(column).null_count for column in lists) else table
 
 
@@ -144,7 +144,7 @@ def _record(where: str, line: bytes, schema: pa.Schema) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise UserError(f"{where}: a JSON {type(record).__name__}, not an object with {', '.join(schema.names)}")
     for field in schema:
-        _check_type(where, field.name, record.get(field.name), is_list=field.type != pa.string())
+        _check_type(where, field.name, record.get(field.name), is_list=pa.types.is_list(field.type))
     return record
 
 

@@ -42,7 +42,7 @@ def cut(
             raise UserError(f"{where(row)}: {said}: dataset.slices=true needs two times in seconds, the second later")
     return (
         pa.array([f"{id}_{start}" for id, start in zip(ids, bos, strict=True)], pa.string()),
-        pa.array([media.stretch_key(*key) for key in zip(paths, bos, eos, strict=True)], pa.string()),
+        pa.array([media.stretch_key(*key) for key in zip(paths, bos, eos, strict=True)], pa.large_string()),
     )
 
 
@@ -79,7 +79,7 @@ def _is_cut(index: Index) -> bool:
 
 def _names(index: Index, ids_as: Ids | None) -> tuple[Strings, Strings]:
     """What tells the file of each clip: its path, and the id before the time."""
-    files = pc.replace_substring_regex(index.paths, media.STRETCH, "")
+    files = pc.replace_substring_regex(index.paths.cast(pa.large_string()), media.STRETCH, "")
     is_cut = pc.match_substring_regex(index.paths, media.STRETCH)
     ids = pc.if_else(is_cut, pc.replace_substring_regex(index.ids, r"_[0-9.]+$", ""), index.ids)
     return files, _comparable(ids, ids_as)

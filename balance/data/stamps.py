@@ -33,7 +33,7 @@ def file_stamps(media_root: AnyPath, format: str, paths: Strings) -> Int64:
     """
     is_more = format in ("parquet", "webdataset") or pc.any(pc.match_substring(paths, "#t=")).as_py()
     names = pa.array([media.container(format, path) for path in paths.to_pylist()]) if is_more else paths
-    distinct = names.cast(pa.string()).dictionary_encode()
+    distinct = names.cast(pa.large_string()).dictionary_encode()
     at: Int64 = distinct.indices.to_numpy()
     if isinstance(media_root, RemotePath):
         return _behind_url(media_root, distinct.dictionary)[at]

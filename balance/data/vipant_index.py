@@ -30,10 +30,11 @@ from balance.runtime.remote import AnyPath
 _SCHEMA = pa.schema(
     [
         ("id", pa.string()),
-        ("dir", pa.string()),
-        ("aclip", pa.list_(pa.string())),
-        ("clip", pa.list_(pa.string())),
-        ("labels", pa.list_(pa.string())),
+        # Of an index of over 50 M clips these exceed the 2 GiB that a string array can hold.
+        ("dir", pa.large_string()),
+        ("aclip", pa.list_(pa.large_string())),
+        ("clip", pa.list_(pa.large_string())),
+        ("labels", pa.list_(pa.large_string())),
     ]
 )
 _SLICES_SCHEMA = pa.schema([*_SCHEMA, ("bos", pa.string()), ("eos", pa.string())])
@@ -171,16 +172,17 @@ def _paths(path: AnyPath, table: pa.Table, audio_key: str, media: AnyPath | None
         raise UserError(f"{path} line {_first_line(empty)}: {audio_key!r} is an empty list: no audio file named")
     gold = pc.list_element(suffixes, 0)
     folder = pc.fill_null(_column(table, "dir"), "")
-    chunk = pc.if_else(pc.equal(folder, ""), "", pc.binary_join_element_wise(folder, "", "/"))
-    name = pc.binary_join_element_wise(_column(table, "id"), gold, ".")
-    paths = pc.binary_join_element_wise(chunk, audio_key, "/", name, "")
+    empty, dot, slash, key = (pa.scalar(text, pa.large_string()) for text in ("", ".", "/", audio_key))
+    chunk = pc.if_else(pc.equal(folder, ""), empty, pc.binary_join_element_wise(folder, empty, slash))
+    name = pc.binary_join_element_wise(_column(table, "id").cast(pa.large_string()), gold, dot)
+    paths = pc.binary_join_element_wise(chunk, key, slash, name, empty)
     odd = np.flatnonzero(pc.match_substring_regex(paths, _NOT_PLAIN).to_numpy(zero_copy_only=False))
     if not len(odd):
         return paths
     plain = [_plain_path(f"{path} line {row + 1}", paths[row].as_py(), media) for row in odd.tolist()]
     mask = np.zeros(len(paths), dtype=np.bool_)
     mask[odd] = True
-    return pc.replace_with_mask(paths, pa.array(mask), pa.array(plain, type=pa.string()))
+    return pc.replace_with_mask(paths, pa.array(mask), pa.array(plain, type=pa.large_string()))
 
 
 def _plain_path(where: str, given: str, media: AnyPath | None) -> str:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from balance.audio.decoder_process import Job
-from balance.records import Index, Int64, Strings
+from balance.records import Index, Int64, Strings, join_strings
 
 PART_CLIPS = {"cuda": 4096, "cpu": 512}  # under a minute of work on either; 2 M clips are 489 files on a GPU
 
@@ -111,11 +111,11 @@ def plan_parts(todo: Sequence[ToEmbed], part_clips: int, earlier: Mapping[str, s
     names: list[str] = []
     bounds = [0]
     columns: list[tuple[Any, ...]] = []
-    planned = pa.array([], pa.string())
+    planned = join_strings([])
     for one in todo:
         rows = one.rows[_first_times(one.index.paths.take(pa.array(one.rows)), planned)]
         ids, paths = (column.take(pa.array(rows)) for column in (one.index.ids, one.index.paths))
-        planned = pa.concat_arrays([planned, paths])
+        planned = join_strings([planned, paths])
         offsets, sizes = one.index.places()
         stamps = np.full((len(one.index), 2), -1, dtype=np.int64) if one.stamps is None else one.stamps
         columns.append((ids, paths, offsets[rows], sizes[rows], stamps[rows]))
@@ -126,11 +126,11 @@ def plan_parts(todo: Sequence[ToEmbed], part_clips: int, earlier: Mapping[str, s
                 names.append(plan_name(clips, [earlier[path] for path in clips if path in earlier]))
                 splits.append(one.split)
                 bounds.append(bounds[-1] + b - a)
-    none = (pa.array([], pa.string()),) * 2 + (np.empty(0, np.int64),) * 2 + (np.empty((0, 2), np.int64),)
+    none = (join_strings([]),) * 2 + (np.empty(0, np.int64),) * 2 + (np.empty((0, 2), np.int64),)
     joined = list(zip(none, *columns, strict=True))
     return Plan(
-        ids=pa.concat_arrays(joined[0]),
-        paths=pa.concat_arrays(joined[1]),
+        ids=join_strings(joined[0]),
+        paths=join_strings(joined[1]),
         offsets=np.concatenate(joined[2]),
         sizes=np.concatenate(joined[3]),
         stamps=np.concatenate(joined[4]),
@@ -144,7 +144,7 @@ def _first_times(paths: Any, planned: Any) -> Int64:
     """The places of the paths that are not planned yet, each the first time that it occurs."""
     distinct = pc.unique(paths)
     first = np.unique(pc.index_in(paths, value_set=distinct).to_numpy(zero_copy_only=False), return_index=True)[1]
-    known = pc.is_in(distinct, value_set=planned).to_numpy(zero_copy_only=False).astype(bool)
+    known = pc.is_in(distinct.cast(planned.type), value_set=planned).to_numpy(zero_copy_only=False).astype(bool)
     return np.sort(first[~known]).astype(np.int64)
 
 

@@ -27,7 +27,7 @@ from balance.audio.decode import DECODERS
 from balance.embed.part_copies import AT_ONCE, PartCopies, Place
 from balance.embed.store_files import Part, id_in_part, read_confirmed, read_part, version_of
 from balance.errors import UserError
-from balance.records import QUALITY, Bool, DecodeFailure, Facts, Float32, Int64, Stamp
+from balance.records import QUALITY, Bool, DecodeFailure, Facts, Float32, Int64, Stamp, join_strings
 from balance.runtime.remote import AnyPath, RemotePath
 
 _KEYS = ["path", "size_bytes", "time_ns"]
@@ -77,9 +77,8 @@ class Store:
         self._first = np.cumsum([0] + [len(part.paths) for part in self._parts])
         offsets = np.array([part.offset for part in self._parts], dtype=np.int64)
         self._places = _Places(tuple(part.file for part in self._parts), self._first, offsets, self.dim)
-        empty = pa.array([], pa.string())
-        self.paths = pa.concat_arrays([empty] + [part.paths for part in self._parts])
-        self.ids = pa.concat_arrays([empty] + [part.ids for part in self._parts])
+        self.paths = join_strings(part.paths for part in self._parts)
+        self.ids = join_strings(part.ids for part in self._parts)
         self._stamps = np.concatenate([np.empty((0, 2), np.int64)] + [part.stamps for part in self._parts])
         self._partial: dict[int, str] = {}  # row -> words
         for part, first in zip(self._parts, self._first, strict=False):
@@ -110,6 +109,7 @@ class Store:
     def find(self, paths: Any, stamps: Int64) -> Found:
         """What is known of these clips (Arrow strings, (n,)), whose files have these stamps now ((n, 2), −1 where a
         file is missing: then any embedding of its path counts)."""
+        paths = paths.cast(pa.large_string())
         rows = self.rows(paths)
         if len(self):
             known = np.where((rows >= 0)[:, None], self._stamps[rows], -1)
@@ -126,7 +126,7 @@ class Store:
         other_size = in_doubt & (known[:, 0] != stamps[:, 0])
         failed = np.zeros(len(rows), dtype=bool)
         if self._remembered:
-            listed = pc.is_in(paths, value_set=pa.array(self._remembered, pa.string()))
+            listed = pc.is_in(paths, value_set=pa.array(self._remembered, pa.large_string()))
             for i in np.flatnonzero(listed.to_numpy(zero_copy_only=False)):
                 stamp = (int(stamps[i, 0]), int(stamps[i, 1]))
                 path = paths[int(i)].as_py()
@@ -157,14 +157,15 @@ class Store:
         known: dict[str, list[str]] = {}
         for row in np.flatnonzero(np.isin(self._first_row, self._index_in(paths))):
             known.setdefault(self.paths[int(row)].as_py(), []).append(self.part_file(self._part_of(int(row))).name)
-        listed = pc.is_in(paths, value_set=pa.array(self._remembered, pa.string()))
+        paths = paths.cast(pa.large_string())
+        listed = pc.is_in(paths, value_set=pa.array(self._remembered, pa.large_string()))
         for path in paths.filter(listed).to_pylist():
             known.setdefault(path, []).extend(part for part, _ in self._remembered[path])
         return {path: " ".join(names) for path, names in known.items()}
 
     def _index_in(self, paths: Any) -> Int64:
         """The first store row of each path, −1 where there is none."""
-        found = pc.index_in(paths, value_set=self.paths)
+        found = pc.index_in(paths.cast(pa.large_string()), value_set=self.paths)
         return np.asarray(found.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64)
 
     def _remembered_of(self, path: str) -> list[DecodeFailure]:
@@ -199,6 +200,7 @@ class Store:
         confirmed = None if directory is None else read_confirmed(directory)
         if confirmed is None or not len(confirmed):
             return rows
+        confirmed = confirmed.set_column(0, "path", confirmed["path"].cast(pa.large_string()))
         at = np.flatnonzero(pc.is_in(self.paths, value_set=confirmed["path"]).to_numpy(zero_copy_only=False))
         sha1 = pa.array([bytes(x) for x in self.facts(at).pcm_sha1], pa.binary(20))
         samples = pa.table([self.paths.take(pa.array(at)), sha1, at], names=["path", "pcm_sha1", "row"])

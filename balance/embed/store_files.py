@@ -297,7 +297,7 @@ _CONFIRMED = pa.schema(
 def write_confirmed(directory: AnyPath, paths: Any, stamps: Int64, pcm_sha1: npt.NDArray[np.uint8]) -> AnyPath:
     """Write down that the files of `paths` (Arrow strings, (n,)) have these stamps (n, 2) and samples (n, 20)."""
     sha1 = pa.array([bytes(x) for x in pcm_sha1], pa.binary(20))
-    columns = [paths, pa.array(stamps[:, 0]), pa.array(stamps[:, 1]), sha1]
+    columns = [paths.cast(pa.string()), pa.array(stamps[:, 0]), pa.array(stamps[:, 1]), sha1]
     name = secrets.token_hex(8)
     with locks.acquire(lock_path(directory, name)) or contextlib.nullcontext():  # its draft is no left-over
         return write_batch(directory, "confirmed", name, pa.record_batch(columns, schema=_CONFIRMED))

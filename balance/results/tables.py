@@ -105,7 +105,8 @@ def write_augmented(
                 at = np.arange(first, min(first + _CLIPS_PER_BLOCK, len(part)))
                 clips = part.take(at)
                 columns = ["seed", "", "", "", ""] if best is None else _best(best.take(at), chosen_seeds.ids)
-                fields = [_field(column) for column in (clips.ids, *columns, _joined_labels(clips), clips.paths)]
+                audio = clips.paths.cast(pa.string())
+                fields = [_field(column) for column in (clips.ids, *columns, _joined_labels(clips), audio)]
                 fields += [] if measured is None else [_seven_digits(column) for column in measured[at].T]
                 write_lines(rows, pc.binary_join_element_wise(*fields, ","))
                 write_lines(names, clips.ids)

@@ -80,7 +80,7 @@ def _embeddings(run: Run, held: Store | None, split: str, ids: Any) -> dict[str,
         names, vectors = given.index.ids, given.vectors
     else:
         names, vectors = held.ids, held.vectors(np.arange(len(held), dtype=np.int64))
-    rows = np.flatnonzero(pc.is_in(names, value_set=wanted).to_numpy(zero_copy_only=False))
+    rows = np.flatnonzero(pc.is_in(names, value_set=wanted.cast(names.type)).to_numpy(zero_copy_only=False))
     found: dict[str, list[Float32]] = {name: [] for name in wanted.to_pylist()}
     for name, vector in zip(names.take(pa.array(rows)).to_pylist(), vectors.take(rows), strict=True):
         found[name].append(vector)

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -55,6 +56,7 @@ def test_columns_and_bytes(tmp_path, monkeypatch, end, last, block_bytes):
     assert index.audio_key == "aclip"
     assert index.ids.to_pylist() == [r["id"] for r in RECORDS]
     assert index.paths.to_pylist() == [reference_path(r) for r in RECORDS]
+    assert pa.types.is_large_string(index.paths.type)  # 50 M paths exceed the 2 GiB of a string array
     assert [line.decode() for line in index.lines.to_pylist()] == lines
     assert [index.labels[i] for i in range(5)] == [("/m/b", "/m/a"), ("/m/b", "/m/a"), (), (), ("/m/c", "/m/a")]
     picked = index.take(np.array([3, 0]))

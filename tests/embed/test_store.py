@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from balance.embed.parts import plan_name
+from balance.embed.parts import ToEmbed, plan_name, plan_parts
 from balance.embed.store import Store
 from balance.embed.store_files import PartRows, part_done, write_part
 from balance.errors import UserError
-from balance.records import QUALITY, DecodeFailure, Facts
+from balance.records import QUALITY, DecodeFailure, Facts, Index, Labels
 
 
 def _rows(names: list[str], dim: int, seed: int) -> PartRows:
@@ -71,6 +71,24 @@ def test_rows_are_found_by_path_in_any_order_over_many_parts(tmp_path: Path) -> 
     some = rng.integers(0, len(present), 50)
     assert np.array_equal(vectors.take(some), np.stack([written[present[i]] for i in some]))
     assert present[3] in vectors.name(3).replace("id-", "")
+
+
+def test_a_store_takes_paths_of_either_offset_and_holds_them_with_64_bits(tmp_path: Path) -> None:
+    """An Arrow string array ends at 2 GiB of text, which 50 M paths exceed; the parts' columns stay strings."""
+    file = _write(tmp_path, ["a", "b"], failures=("c",))
+    assert pa.ipc.open_file(str(file)).schema.field("path").type == pa.string()
+    store = Store(tmp_path)
+    assert pa.types.is_large_string(store.paths.type)
+    for kind in (pa.string(), pa.large_string()):
+        asked = pa.array(["b", "c", "a", "d"], kind)
+        found = store.find(asked, np.full((4, 2), -1))
+        assert found.rows.tolist() == [1, -1, 0, -1]
+        assert found.failed.tolist() == [False, True, False, False]
+        assert store.earlier(asked) == dict.fromkeys("bca", file.name)
+        index = Index("lists", asked, asked, Labels((), np.zeros(5, np.int64), np.empty(0, np.int32)))
+        plan = plan_parts([ToEmbed("seeds", index, np.array([1])), ToEmbed("pool", index, np.arange(4))], 3)
+        assert plan.names == (plan_name(["c"]), plan_name(["b", "a"]), plan_name(["d"]))
+        assert pa.types.is_large_string(plan.paths.type)
 
 
 def test_any_damaged_byte_is_noticed_and_the_part_not_used(tmp_path: Path) -> None:
