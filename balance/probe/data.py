@@ -8,6 +8,7 @@ embeddings lack are in no arm; how many they are is said.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
@@ -64,6 +65,9 @@ class ProbeData:
     clips: Mapping[str, Index]  # seeds, pool, eval: the index rows of each side, in its order
     choosing: Vectors  # (P, dim'): the pool in the space that chose the neighbours, by which rivals choose
     implies: Any = None  # CSR (L, L): the labels that each label implies, itself included; None: no ontology
+    selecting: ProbeData | None = (
+        None  # the same clips in the space that chose the neighbours; None where it is this one
+    )
     sources: Int64 | None = None  # (P,) the group of the seeds whose source a pool clip shares, −1: none
 
     @property
@@ -135,8 +139,10 @@ def of_prepared(
     eligible[prepared.eligible] = True
     searched = np.zeros(len(prepared.seeds.index), dtype=bool)
     searched[prepared.neighbours.seed_rows] = True
-    views["pool"] = views["pool"].only(eligible)
-    views["seeds"] = views["seeds"].only(searched)
+    embedded = np.zeros(len(run.eval.index), dtype=bool)
+    embedded[run.eval.embedded] = True
+    for name, mask in (("seeds", searched), ("pool", eligible), ("eval", embedded)):
+        views[name] = views[name].only(mask)
     for name, view in views.items():
         if not len(view.rows):
             where = f" in probe.embeddings={embeddings}" if embeddings is not None else ""
@@ -170,7 +176,7 @@ def of_prepared(
     digest.update(sides["eval"].groups.tobytes())
     if implied is not None:
         digest.update(implied.indptr.tobytes() + implied.indices.tobytes())
-    return ProbeData(
+    data = ProbeData(
         seeds=sides["seeds"],
         pool=sides["pool"],
         evaluation=sides["eval"],
@@ -182,8 +188,27 @@ def of_prepared(
         clips=indexes,
         implies=implied,
         sources=of_seeds,
-        choosing=SomeVectors(run.pool.vectors, np.searchsorted(run.pool.embedded, views["pool"].rows)),
+        choosing=_chosen_by(run.pool, views["pool"]),
     )
+    if embeddings is None:
+        return data
+    return dataclasses.replace(data, selecting=_in_selecting_space(data, run.splits, views, run.fingerprint))
+
+
+def _in_selecting_space(
+    data: ProbeData, splits: Mapping[str, Split], views: Mapping[str, _View], fingerprint: str
+) -> ProbeData:
+    seeds, pool, evaluation = (
+        dataclasses.replace(side, vectors=_chosen_by(splits[name], views[name]))
+        for name, side in (("seeds", data.seeds), ("pool", data.pool), ("eval", data.evaluation))
+    )
+    mark = hashlib.sha256(f"{data.fingerprint} in {fingerprint}".encode()).hexdigest()
+    return dataclasses.replace(data, seeds=seeds, pool=pool, evaluation=evaluation, same_space=True, fingerprint=mark)
+
+
+def _chosen_by(split: Split, view: _View) -> Vectors:
+    """The view's clips in the space of the split."""
+    return SomeVectors(split.vectors, np.searchsorted(split.embedded, view.rows))
 
 
 def implied_labels(names: Sequence[str], parents: Mapping[str, Sequence[str]]) -> Any:

@@ -55,22 +55,24 @@ def _run(settings: ProbeSettings, folder: Path, kept: pipeline.Kept) -> Findings
     prepared, data = data_for(settings, kept, "probe.k", settings.probe.k)
     stage = Stage("probe", None, "fits")
 
-    def progress(what: str, done: int) -> None:
-        stage.at(done)
-        stage.note(what)
+    def probe_of(data: ProbeData, before: int) -> Probe:
+        def progress(what: str, done: int) -> None:
+            stage.at(before + done)
+            stage.note(what)
 
-    probe = Probe(
-        data,
-        settings.probe,
-        seed=settings.seed,
-        device=own_device(prepared.embedded.device),
-        cache=settings.cache / "probe",
-        progress=progress,
-    )
-    table = probe.arms()
-    stage.starts(len(table))
+        device = own_device(prepared.embedded.device)
+        cache = settings.cache / "probe"
+        return Probe(data, settings.probe, seed=settings.seed, device=device, cache=cache, progress=progress)
+
+    probe = probe_of(data, 0)
+    arms = probe.arms()
+    stage.starts(len(arms) * (1 if data.selecting is None else 2))
     with stage:
-        found = conclusions.find(probe, probe.run(table))
+        table = probe.run(arms)
+        if data.selecting is not None:
+            there = probe_of(data.selecting, len(arms)).run([fit.arm for fit in table.fits])
+            table = table.beside(there, "selecting space")
+        found = conclusions.find(probe, table)
     guard = f"{len(prepared.decontaminated):,} pool clips are left out as copies of evaluation clips (probe.leaks: "
     guard += f"{guard_of(settings).value})"
     found = dataclasses.replace(found, guard=guard)

@@ -7,7 +7,7 @@ that cannot be read is made again, never an error.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from balance.probe import training_sets
@@ -88,6 +88,14 @@ class Table:
     def readings(self) -> tuple[str, ...]:
         """In order; the first is the one that λ and K are chosen by."""
         return tuple(self.evaluations[0])
+
+    def beside(self, other: Table, space: str) -> Table:
+        """With the readings of the same training sets in another space, whose fits come in the same order."""
+        read = (
+            {**mine, **{f"{name}, {space}": found for name, found in theirs.items()}}
+            for mine, theirs in zip(self.evaluations, other.evaluations, strict=False)  # other may add a set of its own
+        )
+        return replace(self, evaluations=tuple(read))
 
 
 def matched(fits: Sequence[FitResult], k: int) -> tuple[FitResult, list[FitResult]]:

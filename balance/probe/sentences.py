@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from balance.probe import logistic, training_sets
+from balance.probe.config import Rival
 from balance.probe.data import ProbeData
 from balance.probe.estimates import Group
 from balance.probe.findings import Comparison, Conclusion, Findings, Step
@@ -131,27 +132,31 @@ def conclusions_of(comparisons: Sequence[Comparison]) -> tuple[Conclusion, ...]:
 
 
 def _each(rows: Sequence[Comparison]) -> str:
-    """Every reading's verdict: `linear gain of +0.0310; k-NN vote not resolved`."""
-    resolved = (Verdict.gain, Verdict.loss)
-    return "; ".join(
-        f"{reading_name(row.reading)} {row.verdict}" + (f" of {abs(row.value or 0.0):.4f}" * (row.verdict in resolved))
-        for row in rows
-    )
+    """The readings by verdict: `gain by linear (0.0310); not resolved by k-NN vote`."""
+    by_verdict: dict[Verdict, list[str]] = {}
+    for row in rows:
+        size = f" ({abs(row.value or 0.0):.4f})" * (row.verdict in (Verdict.gain, Verdict.loss))
+        by_verdict.setdefault(row.verdict, []).append(reading_name(row.reading) + size)
+    return "; ".join(f"{verdict} by {', '.join(names)}" for verdict, names in by_verdict.items())
 
 
 def reading_name(reading: str) -> str:
-    """`knn` → `k-NN vote`, `knn, selecting space` → `k-NN vote, selecting space`."""
-    name, comma, space = reading.partition(", ")
-    return READINGS[name] + comma + space
+    """`knn` → `k-NN vote`, `knn, selecting space` → `k-NN vote in the selecting space`."""
+    name, _, space = reading.partition(", ")
+    return READINGS[name] + (f" in the {space}" if space else "")
 
 
 def veto(conclusions: Sequence[Conclusion], k: int) -> str | None:
-    """Why this K is not recommended although it is chosen: another reading resolves a loss against random there."""
+    """Why this K is not recommended although it is chosen: any reading resolves a loss there against random picks or
+    against the seeds alone, or all of them one against a rival of its size."""
     for one in conclusions:
-        if one.arm == f"{training_sets.NEIGHBOURS} k={k}" and one.against_rule == training_sets.RANDOM:
-            against = [reading_name(name) for name, verdict in one.by_reading.items() if verdict is Verdict.loss]
-            if against:
-                return f"K = {k} is best on held-out seeds, but a loss against random picks by {listed(against)}"
+        if one.arm != f"{training_sets.NEIGHBOURS} k={k}":
+            continue
+        against = [reading_name(name) for name, verdict in one.by_reading.items() if verdict is Verdict.loss]
+        any_is_enough = one.against_rule in (training_sets.RANDOM, training_sets.SEEDS)
+        is_rival = one.against_rule in {rule.value for rule in Rival}
+        if against and (any_is_enough or (is_rival and len(against) == len(one.by_reading))):
+            return f"K = {k} is best on held-out seeds, but a loss against {one.against} by {listed(against)}"
     return None
 
 

@@ -126,7 +126,11 @@ def test_other_embeddings_make_the_headline(world: World, folder: Path, tmp_path
     same_vectors = json.loads((probe(folder, world, tmp_path, embeddings=str(store)) / "probe.json").read_text())
     assert not same_vectors["same_space"]
     assert own["same_space"]
-    assert same_vectors["arms"] == own["arms"]
+    for both, alone in zip(same_vectors["arms"], own["arms"], strict=True):
+        readings = both.pop("readings")  # the same vectors are read in both spaces
+        expected = alone.pop("readings")
+        assert readings == {**expected, **{f"{name}, selecting space": found for name, found in expected.items()}}
+        assert both == alone
 
 
 def test_a_folder_of_vectors_and_clips_that_it_lacks(world: World, folder: Path, tmp_path: Path) -> None:
@@ -315,6 +319,15 @@ def test_a_second_encoder_is_a_key(world: World, folder: Path, tmp_path: Path) -
     (store,) = {p.parent for p in (folder / "outputs" / "cache" / "embeddings").glob("*/meta.json")
                 if "plugin" in p.read_text()}  # fmt: skip
     assert results(probe(folder, world, tmp_path / "by-hand", embeddings=str(store))) == first
+    there = json.loads((latest(tmp_path) / "probe.json").read_text())
+    alone = json.loads((probe(folder, world, tmp_path / "alone") / "probe.json").read_text())
+    names = alone["readings"]
+    assert there["readings"] == [*names, *(f"{name}, selecting space" for name in names)]
+    by_title = {arm["arm"]: arm["readings"] for arm in there["arms"]}
+    for arm in alone["arms"]:
+        if arm["arm"] in by_title:
+            assert {name: by_title[arm["arm"]][f"{name}, selecting space"] for name in names} == arm["readings"]
+    assert len(by_title) > 5
     for wrong, words in (
         (["probe.encoder=plugin"], "encoder=plugin needs encoder.target"),
         ([*second, f"probe.embeddings={store}"], "type one of them"),
