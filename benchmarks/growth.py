@@ -40,7 +40,7 @@ from balance.encoders.config import EncoderConfig
 from balance.records import Facts
 from balance.report import page
 from balance.results import console, curation_files, manifest, tables
-from balance.search import top_k
+from balance.search import ranges, top_k
 
 SIZES = (500_000, 1_000_000, 2_000_000, 5_000_000, 10_000_000)
 NUM_SEEDS, DIM, NUM_LABELS, CHUNK = 22_160, 64, 527, 20_000
@@ -55,7 +55,7 @@ TIMED: dict[str, tuple[tuple[Any, str], ...]] = {
     "inventory": ((stage, "take_inventory"),),
     "eligible": ((pipeline, "_eligible_positions"), (decontaminate, "decontaminate")),
     "key": ((pipeline, "_neighbours_key"),),
-    "neighbours": ((pipeline, "kept_or_found"),),
+    "neighbours": ((pipeline, "kept_search"),),
     "curation": ((curate, "curate"),),
     "files": (
         *((tables, name) for name in ("write_neighbours", "write_augmented", "write_failures", "write_warnings")),
@@ -213,7 +213,7 @@ def one(kind: str, num_pool: int, num_seeds: int, folder: Path) -> dict[str, Any
     for name, functions in TIMED.items():
         for owner, function in functions:
             stages.wrap(owner, function, name)
-    pipeline.search = invented  # the name by which the pipeline calls it
+    ranges.search = invented  # the name by which the pipeline's search calls it
     whole: dict[str, float] = {}
     with pipeline.Kept() as kept:
         for k in KS:
