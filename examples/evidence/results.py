@@ -31,6 +31,12 @@ RULES = {
 }
 
 
+def _name(reading: str) -> str:
+    """`knn, selecting space` -> `k-NN vote in the selecting space`, of the encoder that chose."""
+    name, _, space = reading.partition(", ")
+    return READINGS[name] + (f" in the {space}" if space else "")
+
+
 def gather(
     out: Path,
     runs: Mapping[str, Sequence[int]],
@@ -133,7 +139,7 @@ def _answers(found: Found) -> Iterator[str]:
     yield ""
     readings = list(found["probes"][0]["conclusions"][0]["by_reading"])
     yield from _table(
-        ["", *(READINGS[reading] for reading in readings)],
+        ["", *(_name(reading) for reading in readings)],
         ([RULES[rule], *(_gains_and_losses(found, rule, reading) for reading in readings)] for rule in rules),
     )
 

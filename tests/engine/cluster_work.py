@@ -17,8 +17,8 @@ Report = Callable[[object], None]
 
 @dataclass(frozen=True)
 class Setup:
-    """kills: the task whose worker dies, for ever or (once) the first time; sleep_s: of each task; bulk: bytes that a
-    message has."""
+    """kills: the task whose worker dies, for ever or (once) the first time; sleep_s: of each
+    task; fails: the task at which the worker raises an error of the user."""
 
     folder: Path
     kills: int = -1

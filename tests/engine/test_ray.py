@@ -133,7 +133,7 @@ def test_a_node_that_is_lost_in_a_search_changes_no_byte(
     monkeypatch.setattr(ranges, "SLICE_ROWS", 70)
     monkeypatch.setattr(ranges, "RANGE_SEEDS", 11)
     config = SearchConfig(backend=Backend.torch)
-    rows = np.random.default_rng(5).standard_normal((4032, 24)).astype(np.float32)
+    rows = np.random.default_rng(5).standard_normal((2032, 24)).astype(np.float32)
     seeds, pool = ArrayVectors(rows[:32]), ArrayVectors(rows[32:])
     wanted = search(rows[:32], pool, 20, config, device=torch.device("cpu"))
     lost = raylets.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
