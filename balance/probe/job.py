@@ -70,7 +70,7 @@ def _run(settings: ProbeSettings, folder: Path, kept: pipeline.Kept) -> Findings
     with stage:
         table = probe.run(arms)
         if data.selecting is not None:
-            there = probe_of(data.selecting, len(arms)).run([fit.arm for fit in table.fits])
+            there = probe_of(data.selecting, len(arms)).run(arms, table)
             table = table.beside(there, "selecting space")
         found = conclusions.find(probe, table)
     guard = f"{len(prepared.decontaminated):,} pool clips are left out as copies of evaluation clips (probe.leaks: "

@@ -93,7 +93,7 @@ class Table:
         """With the readings of the same training sets in another space, whose fits come in the same order."""
         read = (
             {**mine, **{f"{name}, {space}": found for name, found in theirs.items()}}
-            for mine, theirs in zip(self.evaluations, other.evaluations, strict=False)  # other may add a set of its own
+            for mine, theirs in zip(self.evaluations, other.evaluations, strict=True)
         )
         return replace(self, evaluations=tuple(read))
 

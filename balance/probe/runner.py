@@ -77,9 +77,9 @@ class Probe:
         out += [training_sets.whole_pool(num_pool, weighted=False), training_sets.whole_pool(num_pool, weighted=True)]
         return out
 
-    def run(self, table: Sequence[Arm] | None = None) -> Table:
+    def run(self, table: Sequence[Arm] | None = None, chosen: Table | None = None) -> Table:
         """All fits, the choice of K, the set of K's per seed where it is another, and at the end the evaluation;
-        table: instead of `arms()`, in its order."""
+        table: instead of `arms()`, in its order; chosen: of another space, whose K's are taken instead of own ones."""
         table = self.arms() if table is None else table
         judge = self.judge_for(table)
         fits: list[FitResult] = []
@@ -94,8 +94,13 @@ class Probe:
                 fits.append(self.fit(arm, judge, near))
         order = {id(arm): i for i, arm in enumerate(table)}
         fits.sort(key=lambda fit: order[id(fit.arm)])
-        recommended, gains = self._choose_k(fits)
-        if recommended is not None and (per_seed := self._per_seed(fits, recommended)) is not None:
+        if chosen is None:
+            recommended, gains = self._choose_k(fits)
+            per_seed = None if recommended is None else self._per_seed(fits, recommended)
+        else:
+            recommended, gains = chosen.recommended, chosen.heldout_gains
+            per_seed = next((fit.arm for fit in chosen.fits if fit.arm.rule == training_sets.PER_SEED), None)
+        if recommended is not None and per_seed is not None:
             self._done = len(fits)
             fits.append(self.fit(per_seed, judge, of_k[recommended]))
         judged_in = f"{judge.value} of {self.config.folds} folds"

@@ -446,6 +446,27 @@ def test_k_per_seed_is_an_arm_beside_the_best_single_k(tmp_path, monkeypatch):
     assert "per-seed K" in page.render("x", found)
 
 
+def test_another_space_takes_the_first_ones_k_per_seed_at_the_lambda_of_the_single_k(tmp_path, monkeypatch):
+    """The same vectors in both spaces: nothing may differ. K = 10 has another λ than the set would choose itself."""
+    problem = small_problem(seeds=60, pool=600, eval=200)
+    own = np.array([10, *[5] * (problem.num_labels - 1)])
+    monkeypatch.setattr(Probe, "_choose_k", lambda self, fits: (10, {}))
+    monkeypatch.setattr(runner, "own_ks", lambda fits, single: own)
+    probe = probe_of(problem, tmp_path / "first", k=[5, 10, 20])
+    chosen = (training_sets.NEIGHBOURS, training_sets.RANDOM)
+    arms = [arm for arm in probe.arms() if arm.rule in chosen]
+    first = probe.run(arms)
+    monkeypatch.setattr(Probe, "_choose_k", lambda self, fits: pytest.fail("K is the first space's"))
+    second = probe_of(problem, tmp_path / "second", k=[5, 10, 20]).run(arms, first)
+    assert [fit.arm.title for fit in second.fits] == [fit.arm.title for fit in first.fits]
+    assert first.fits[-1].arm.rule == training_sets.PER_SEED
+    assert second.fits[-1].penalty == first.fits[-1].penalty
+    both = first.beside(second, "selecting space")
+    for read in both.evaluations:
+        for name in first.readings:
+            assert np.array_equal(read[name].values, read[f"{name}, selecting space"].values, equal_nan=True)
+
+
 def test_without_a_label_of_its_own_k_per_seed_is_no_gain(tmp_path, monkeypatch):
     problem = small_problem(seeds=60, pool=600, eval=200)
     monkeypatch.setattr(Probe, "_choose_k", lambda self, fits: (20, {}))
