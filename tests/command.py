@@ -1,8 +1,12 @@
 """The commands as a user types them, in a process of their own."""
 
+import contextlib
+import fcntl
 import os
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,3 +50,18 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {
         p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name not in ("manifest.json", "run.log")
     }
+
+
+def on_terminal(typed: list[str], *, columns: int, cwd: Path | None = None, env: dict[str, str]) -> str:
+    """What a command that succeeds shows on a terminal of so many columns."""
+    main, side = os.openpty()
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    shown = b""
+    with subprocess.Popen(typed, cwd=cwd, env=env, stdout=side, stderr=side) as process:
+        os.close(side)
+        with contextlib.suppress(OSError):  # the other end is closed
+            while block := os.read(main, 65536):
+                shown += block
+    os.close(main)
+    assert process.returncode == 0, shown
+    return shown.decode()

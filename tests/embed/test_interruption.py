@@ -1,20 +1,17 @@
 """Nothing is lost when a run stops: real processes, real signals, real kills at any moment."""
 
-import fcntl
 import os
 import random
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import time
 from pathlib import Path
 
 import pytest
 
 from tests import worlds
-from tests.command import command, contents, run_dir
+from tests.command import command, contents, on_terminal, run_dir
 from tests.worlds import World
 
 POOL = 1100  # three parts on a CPU
@@ -177,27 +174,9 @@ def test_progress_for_a_log_and_for_a_terminal(world: World, tmp_path: Path) -> 
     assert " KB of store" in done.stderr
     assert "first part done: 6 of 1,110 clips" in done.stderr
     assert "\r" not in done.stderr
-    main, side = os.openpty()
-    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
-    shown = b""
-    with subprocess.Popen(
-        [sys.executable, "-m", "balance.run", *world.overrides(), "k=5", "refresh=true"],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm"},
-        stdout=side,
-        stderr=side,
-    ) as process:
-        os.close(side)
-        while True:
-            try:
-                block = os.read(main, 65536)
-            except OSError:  # the other end is closed
-                break
-            if not block:
-                break
-            shown += block
-    os.close(main)
-    assert process.returncode == 0
-    assert b"\rembedding:" in shown
-    assert b"clips/s" in shown
-    assert b"/1110" in shown
+    typed = [sys.executable, "-m", "balance.run", *world.overrides(), "k=5", "refresh=true"]
+    given = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm"}
+    shown = on_terminal(typed, columns=120, cwd=tmp_path, env=given)
+    assert "\rembedding:" in shown
+    assert "clips/s" in shown
+    assert "/1110" in shown

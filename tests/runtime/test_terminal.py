@@ -1,19 +1,17 @@
 """What a person sees: bars and colours at a terminal alone, and as much as was asked for."""
 
-import fcntl
 import io
 import logging
 import os
 import re
-import struct
 import subprocess
 import sys
-import termios
 
 import pytest
 
 from balance.runtime import terminal
 from balance.runtime.terminal import Console, Stage, coloured
+from tests.command import on_terminal
 
 WORK = """
 import logging, sys
@@ -33,23 +31,8 @@ with Stage("listening", 2000) as stage:
 
 def seen(verbosity: str, **env: str) -> str:
     """What a terminal of 100 columns gets."""
-    main, side = os.openpty()
-    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
     given = {**{name: x for name, x in os.environ.items() if name != "NO_COLOR"}, "TERM": "xterm", **env}
-    with subprocess.Popen([sys.executable, "-c", WORK, verbosity], env=given, stdout=side, stderr=side) as process:
-        os.close(side)
-        shown = b""
-        while True:
-            try:
-                block = os.read(main, 65536)
-            except OSError:  # the other end is closed
-                break
-            if not block:
-                break
-            shown += block
-    os.close(main)
-    assert process.returncode == 0
-    return shown.decode()
+    return on_terminal([sys.executable, "-c", WORK, verbosity], columns=100, env=given)
 
 
 def test_a_terminal_gets_a_bar_and_a_colour():
